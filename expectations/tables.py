@@ -1,0 +1,289 @@
+"""Every table of the warehouse: columns, key, partition and rules. This file is the contract; change a column here first.
+
+Column types are Arrow type names (``string int64 int32 float64 bool binary timestamp list<int32> list<string>``); timestamps are UTC
+microseconds. A rule is one Great Expectations expectation; severity ``error`` refuses the rows, ``warning`` only reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    about: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``expectation`` is the class name in ``great_expectations.expectations``; ``arguments`` its keyword arguments."""
+
+    expectation: str
+    arguments: dict[str, Any]
+    severity: str = "error"
+
+    @property
+    def name(self) -> str:
+        columns = self.arguments.get("column") or ",".join(self.arguments.get("column_list", ())) or "table"
+        return f"{self.expectation}({columns})"
+
+
+@dataclass(frozen=True)
+class Table:
+    """``partition``: the column replaced as a whole by a re-run (``interval`` or ``run_key``), or "" for append-only."""
+
+    name: str
+    about: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+    partition: str
+    rules: tuple[Rule, ...] = ()
+    all_rules: tuple[Rule, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        implied = [Rule("ExpectColumnValuesToNotBeNull", {"column": c.name}) for c in self.columns if not c.nullable and c.name != self.partition]
+        if self.key and self.partition:
+            key = tuple(k for k in self.key if k != self.partition)  # within one partition the partition column is constant
+            unique = (
+                Rule("ExpectColumnValuesToBeUnique", {"column": key[0]})
+                if len(key) == 1
+                else Rule("ExpectCompoundColumnsToBeUnique", {"column_list": list(key)})
+            )
+            implied.append(unique)
+        object.__setattr__(self, "all_rules", (*implied, *self.rules))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.columns)
+
+
+def between(column: str, low: float | None = None, high: float | None = None, severity: str = "error") -> Rule:
+    limits = {k: v for k, v in (("min_value", low), ("max_value", high)) if v is not None}
+    return Rule("ExpectColumnValuesToBeBetween", {"column": column, **limits}, severity)
+
+
+def one_of(column: str, *values: str) -> Rule:
+    return Rule("ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
+
+
+def at_least(rows: int, severity: str = "error") -> Rule:
+    return Rule("ExpectTableRowCountToBeBetween", {"min_value": rows}, severity)
+
+
+def C(name: str, type: str, about: str, nullable: bool = False) -> Column:  # noqa: N802 - reads as a table row
+    return Column(name, type, about, nullable)
+
+
+INTERVAL = C("interval", "string", "data day, YYYY-MM-DD")
+RUN_KEY = C("run_key", "string", "identity of the stage run that wrote the row")
+
+DOCUMENTS = Table(
+    "documents", "a landed document", ("doc_id", "interval"),
+    (
+        C("doc_id", "string", "sha256 hex (first 32) of source, uri and text"), INTERVAL, C("source", "string", "landing folder"),
+        C("uri", "string", "where the text came from"), C("licence", "string", "SPDX id or expression as given", nullable=True),
+        C("text", "string", "the text as landed"), C("n_bytes", "int64", "UTF-8 bytes of text"), C("landed_file", "string", "path under landing/"),
+    ),
+    "interval",
+    (between("n_bytes", 1), at_least(1, "warning"), Rule("ExpectColumnValueLengthsToEqual", {"column": "doc_id", "value": 32})),
+)  # fmt: skip
+QUARANTINE = Table(
+    "quarantine", "input that could not be read", (),
+    (
+        INTERVAL, C("file", "string", "path under landing/"), C("offset", "int64", "byte offset of the record in the decompressed file, -1: the file"),
+        C("error", "string", "reason"), C("raw", "binary", "first bytes of the record (cut)"),
+    ),
+    "interval",
+    (at_least(0), Rule("ExpectTableRowCountToBeBetween", {"max_value": 0}, "warning")),
+)  # fmt: skip
+CLEAN_DOCUMENTS = Table(
+    "clean_documents", "a kept document after normalising and filtering", ("doc_id", "interval"),
+    (
+        C("doc_id", "string", "as in documents"), INTERVAL, C("source", "string", "landing folder"), C("uri", "string", "where from"),
+        C("licence", "string", "SPDX", nullable=True), C("text", "string", "normalised text"), C("n_bytes", "int64", "UTF-8 bytes of the normalised text"),
+        C("scores", "string", "JSON object: every measured value by rule name"),
+    ),
+    "interval",
+    (between("n_bytes", 1), at_least(1)),
+)  # fmt: skip
+REJECTIONS = Table(
+    "rejections", "one row per document and rule it broke", ("doc_id", "stage", "rule", "interval"),
+    (
+        C("doc_id", "string", "as in documents"), INTERVAL, C("source", "string", "landing folder"), C("stage", "string", "clean"),
+        C("rule", "string", "rule name"), C("value", "float64", "measured", nullable=True), C("threshold", "float64", "limit", nullable=True),
+        C("detail", "string", "what could not be a number, e.g. the licence", nullable=True),
+    ),
+    "interval",
+)  # fmt: skip
+FINGERPRINTS = Table(
+    "fingerprints", "LSH bands of kept documents only", ("doc_id", "band", "interval"),
+    (
+        INTERVAL, C("band", "int32", "0..bands-1; -1: hash of the whole normalised text"), C("hash", "int64", "hash of the band's rows"),
+        C("doc_id", "string", "kept document"),
+    ),
+    "interval",
+)  # fmt: skip
+DUPLICATES = Table(
+    "duplicates", "a dropped document and the one kept in its place", ("doc_id", "interval"),
+    (
+        C("doc_id", "string", "dropped"), INTERVAL, C("kept_doc_id", "string", "kept"), C("kept_interval", "string", "data day of the kept one"),
+        C("jaccard", "float64", "true Jaccard similarity of the shingle sets"), C("cluster_size", "int64", "documents in the cluster, this day"),
+        C("scope", "string", "exact | near | exact_other_day | near_other_day"),
+    ),
+    "interval",
+    (between("jaccard", 0.0, 1.0), between("cluster_size", 2), one_of("scope", "exact", "near", "exact_other_day", "near_other_day")),
+)  # fmt: skip
+UNIQUE_DOCUMENTS = Table(
+    "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1)),
+)  # fmt: skip
+CONTAMINATION = Table(
+    "contamination", "a training document that shares an n-gram with a benchmark item", ("doc_id", "benchmark", "item_id", "interval"),
+    (
+        C("doc_id", "string", "training document"), INTERVAL, C("benchmark", "string", "task label"), C("item_id", "string", "item of the task"),
+        C("ngram", "string", "first matched n-gram"), C("action", "string", "drop_document"),
+    ),
+    "interval",
+    (one_of("action", "drop_document"),),
+)  # fmt: skip
+BENCHMARK_ITEMS = Table(
+    "benchmark_items", "an own-data benchmark item made from a held-out document", ("benchmark", "item_id", "interval"),
+    (
+        INTERVAL, C("benchmark", "string", "task label"), C("item_id", "string", "stable id"), C("doc_id", "string", "held-out document"),
+        C("source", "string", "landing folder"), C("item", "string", "JSON row in Foundry's format"),
+    ),
+    "interval",
+)  # fmt: skip
+TRAINING_DOCUMENTS = Table(
+    "training_documents", "a document that may be packed, with its split", ("doc_id", "interval"),
+    (*CLEAN_DOCUMENTS.columns[:-1], C("split", "string", "train | held_out")), "interval",
+    (one_of("split", "train", "held_out"), at_least(1)),
+)  # fmt: skip
+SEQUENCES = Table(
+    "sequences", "one packed training sequence", ("sequence_id", "interval"),
+    (
+        INTERVAL, C("sequence_id", "int64", "0.. within (interval, split)"), C("split", "string", "train | held_out"),
+        C("tokens", "list<int32>", "exactly seq_len token ids"), C("boundaries", "list<int32>", "start offset of every document piece, first is 0"),
+        C("doc_ids", "list<string>", "document of every piece"), C("sources", "list<string>", "source of every piece"),
+        C("n_tokens", "int32", "tokens that are not padding"), C("tokenizer_id", "string", "sha256 (first 16) of tokenizer.json"),
+    ),
+    "interval",
+    (between("n_tokens", 1), one_of("split", "train", "held_out"), at_least(1)),
+)  # fmt: skip
+CHECKPOINTS = Table(
+    "checkpoints", "a published checkpoint of a training run", ("step", "run_key"),
+    (
+        RUN_KEY, C("uri", "string", "folder under artifacts/"), C("sha256", "string", "of the checkpoint's manifest"), C("step", "int64", "optimizer steps"),
+        C("tokens", "int64", "trained tokens"), C("loss", "float64", "mean training loss of the last steps, nats/token"),
+        C("held_out_loss", "float64", "nats/token on held-out sequences", nullable=True), C("config", "string", "JSON TrainConfig"),
+        C("final", "bool", "end of the run"), C("mlflow_run_id", "string", "run in MLflow", nullable=True),
+    ),
+    "run_key",
+    (between("loss", 0.0, 100.0), between("step", 1), at_least(1)),
+)  # fmt: skip
+FORECASTS = Table(
+    "forecasts", "a prediction, hashed before launch", ("metric", "run_key"),
+    (
+        RUN_KEY, C("metric", "string", "loss | accuracy | cost_usd | wall_seconds"), C("predicted", "float64", "point"), C("low", "float64", "95 % interval"),
+        C("high", "float64", "95 % interval"), C("naive", "float64", "same as the best proxy", nullable=True), C("target", "string", "JSON TrainConfig"),
+        C("law", "string", "form and fitted coefficients, JSON"), C("proxies", "string", "JSON of the proxy runs and what they reached"),
+        C("decision", "string", "go | ask | stop"), C("registered_at", "timestamp", "before launch"), C("content_hash", "string", "sha256 over the row set"),
+    ),
+    "run_key",
+    (one_of("decision", "go", "ask", "stop"), one_of("metric", "loss", "accuracy", "cost_usd", "wall_seconds"), at_least(4)),
+)  # fmt: skip
+SCORES = Table(
+    "scores", "a model's score on one task, one category or the average", ("benchmark", "category", "run_key"),
+    (
+        RUN_KEY, C("model", "string", "checkpoint sha256, first 16"), C("benchmark", "string", "task label, or * for a category mean, or ** for the average"),
+        C("category", "string", "category"), C("shots", "int32", "few-shot examples"), C("n", "int64", "items"), C("metric", "string", "how it was scored"),
+        C("accuracy", "float64", "share right"), C("stderr", "float64", "standard error of accuracy"), C("chance", "float64", "accuracy of guessing"),
+        C("best_constant", "float64", "accuracy of the best fixed answer"), C("score", "float64", "(accuracy - baseline) / (1 - baseline)"),
+        C("accuracy_clean", "float64", "on items no training text overlaps", nullable=True), C("n_contaminated", "int64", "items that overlap"),
+    ),
+    "run_key",
+    (between("accuracy", 0.0, 1.0), between("stderr", 0.0, 1.0), between("chance", 0.0, 1.0), at_least(3)),
+)  # fmt: skip
+RESPONSES = Table(
+    "responses", "one answer of a model to one item", ("benchmark", "item_id", "run_key"),
+    (
+        RUN_KEY, C("benchmark", "string", "task label"), C("category", "string", "category"), C("item_id", "string", "item"), C("kind", "string", "task format"),
+        C("prompt_hash", "string", "sha256 (first 16) of the prompt tokens"), C("n_prompt_tokens", "int32", "tokens of the context"),
+        C("choices", "list<string>", "continuations"), C("sum_logprobs", "list<float64>", "per choice, nats"), C("mean_logprobs", "list<float64>", "per choice and token, nats"),
+        C("output", "string", "generated text or chosen continuation"), C("prediction", "int32", "index chosen, -1 if none"), C("gold", "int32", "right index, -1 if none"),
+        C("correct", "bool", "right"), C("truncated", "bool", "context was cut on the left"), C("weights_digest", "string", "sha256 of the weights, first 16"),
+        C("item", "string", "JSON row: prompt parts"),
+    ),
+    "run_key",
+    (at_least(1),),
+)  # fmt: skip
+VERDICTS = Table(
+    "verdicts", "the review of one response", ("benchmark", "item_id", "run_key"),
+    (
+        RUN_KEY, C("benchmark", "string", "task label"), C("item_id", "string", "item"),
+        C("verdict", "string", "proper | lucky | constant_answer | contaminated | format_failure | near_miss | wrong"),
+        C("margin", "float64", "mean log-probability of gold minus best other, nats/token", nullable=True), C("evidence", "string", "why, one line"),
+    ),
+    "run_key",
+    (one_of("verdict", "proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong"), at_least(1)),
+)  # fmt: skip
+FAILURES = Table(
+    "failures", "where a model fails: one row per task", ("benchmark", "run_key"),
+    (
+        RUN_KEY, C("benchmark", "string", "task label"), C("n", "int64", "items"), C("n_failed", "int64", "not right"),
+        C("verdicts", "string", "JSON counts by verdict"), C("summary", "string", "one sentence"), C("nearest_sources", "string", "JSON: corpus sources nearest to the failed items"),
+    ),
+    "run_key",
+    (at_least(1),),
+)  # fmt: skip
+REGISTRATIONS = Table(
+    "registrations", "a model version, its gates and its alias", ("run_key",),
+    (
+        RUN_KEY, C("model_name", "string", "MLflow registered model"), C("model_version", "string", "MLflow version"), C("aliases", "list<string>", "after registering"),
+        C("promoted", "bool", "champion moved to it"), C("champion_before", "string", "version", nullable=True), C("gates", "string", "JSON: gate, observed, limit, passed"),
+        C("moved_by", "string", "who or what moved the alias"), C("lineage", "string", "JSON: table versions, code revision, forecast, cost"),
+        C("registered_at", "timestamp", "when"),
+    ),
+    "run_key",
+)  # fmt: skip
+CHECKS = Table(
+    "checks", "every expectation evaluated", (),
+    (
+        C("checked_at", "timestamp", "when"), RUN_KEY, C("stage", "string", "stage"), C("interval", "string", "data day", nullable=True),
+        C("attempt_id", "string", "attempt"), C("table_name", "string", "table"), C("table_version", "int64", "version published, -1 if refused", nullable=True),
+        C("rule", "string", "rule"), C("severity", "string", "error | warning"), C("observed", "string", "JSON"), C("passed", "bool", "held"),
+        C("failed_rows", "int64", "rows that broke it"), C("where_rejected", "string", "folder of the refused rows", nullable=True),
+    ),
+    "",
+)  # fmt: skip
+COSTS = Table(
+    "costs", "FOCUS 1.3 charge row per attempt; corrections are new rows", (),
+    (
+        C("BilledCost", "float64", "charged"), C("EffectiveCost", "float64", "amortised"), C("ListCost", "float64", "at list price"), C("ContractedCost", "float64", "at contract price"),
+        C("BillingAccountId", "string", "environment"), C("BillingAccountName", "string", "environment"), C("BillingCurrency", "string", "ISO 4217"),
+        C("BillingPeriodStart", "timestamp", "month"), C("BillingPeriodEnd", "timestamp", "month"), C("ChargePeriodStart", "timestamp", "attempt start"),
+        C("ChargePeriodEnd", "timestamp", "attempt end"), C("ChargeCategory", "string", "Usage | Adjustment"), C("ChargeClass", "string", "Correction or null", nullable=True),
+        C("ChargeDescription", "string", "what"), C("InvoiceIssuerName", "string", "who bills"), C("PricingQuantity", "float64", "core-hours"), C("PricingUnit", "string", "unit"),
+        C("ServiceProviderName", "string", "who provides"), C("ProviderName", "string", "same (deprecated in 1.3)"), C("PublisherName", "string", "same"),
+        C("ServiceCategory", "string", "AI and Machine Learning"), C("ServiceName", "string", "moeline <stage>"),
+        C("x_AttemptId", "string", "attempt; one Usage row each"), C("x_RunKey", "string", "identity of the work", nullable=True), C("x_Recipe", "string", "recipe"),
+        C("x_Stage", "string", "stage"), C("x_Phase", "string", "prepare | proxy | train | eval | register"), C("x_Interval", "string", "data day", nullable=True),
+        C("x_DagId", "string", "DAG", nullable=True), C("x_DagRunId", "string", "DAG run, or manual", nullable=True), C("x_TaskId", "string", "task", nullable=True),
+        C("x_MapIndex", "int32", "-1 if not mapped"), C("x_TaskTry", "int32", "try number"), C("x_Outcome", "string", "succeeded | failed | killed | reused"),
+        C("x_WallSeconds", "float64", "attempt"), C("x_Cores", "float64", "allocated"), C("x_MemoryGib", "float64", "allocated"), C("x_Gpus", "float64", "allocated"),
+        C("x_EnergyKwh", "float64", "estimated"), C("x_Tokens", "int64", "trained or packed", nullable=True), C("x_Flops", "float64", "training FLOPs", nullable=True),
+        C("x_Error", "string", "first line", nullable=True),
+    ),
+    "",
+)  # fmt: skip
+
+TABLES: dict[str, Table] = {
+    t.name: t
+    for t in (
+        DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
+        SEQUENCES, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, REGISTRATIONS, CHECKS, COSTS,
+    )
+}  # fmt: skip

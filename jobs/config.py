@@ -1,0 +1,194 @@
+"""Recipe: what to do, as frozen typed configs of every stage. Knobs that follow from others are derived, never repeated.
+
+Everything here is identity: it enters the run key. Where things run, paths and prices live in infra/env/*.toml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jobs.contract import MoelineError
+from models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Landing files of one day -> ``documents``. A record above ``max_document_bytes`` is quarantined, never cut."""
+
+    sources: tuple[str, ...] = ()  # empty: every folder found in the landing zone
+    text_column: str = "text"
+    max_document_bytes: int = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """Rule sets per kind of source, and the SPDX licences that may train.
+
+    ``rules`` maps a source name (or ``*`` for all others) to rule set names of jobs/stages/rules; unknown names are errors.
+    """
+
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("python-code", ("code",)),
+        ("*", ("gopher_quality", "gopher_repetition", "fineweb")),
+    )
+    allowed_licences: tuple[str, ...] = (
+        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-CMU", "MPL-2.0",
+        "PSF-2.0", "Python-2.0", "Unlicense", "ZPL-2.1", "Zlib",
+    )  # fmt: skip
+    allow_unknown_licence: bool = True  # a decision of the recipe, recorded per document
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeduplicateConfig:
+    """Exact, then MinHash LSH (Broder; FineWeb's 5-word shingles, 14 bands x 8 rows) with every pair verified."""
+
+    shingle_words: int = 5
+    bands: int = 14
+    rows: int = 8
+    min_jaccard: float = 0.7
+    seed: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """Which benchmarks a model answers. ``gauntlet_tasks``: task labels of Foundry's YAML when GAUNTLET_DATA is given."""
+
+    name: str = "moeline-v1"
+    seed: int = 1234
+    items_per_task: int = 400
+    own_data_tasks: tuple[str, ...] = ("next_line", "identifier", "docstring")
+    symbolic_tasks: tuple[str, ...] = ("brackets", "arithmetic")
+    gauntlet_digest: str = ""  # sha256 over the files of GAUNTLET_DATA, filled in by the recipe loader; empty: not in use
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateConfig:
+    """GPT-3 (appendix C) style: a training document sharing a ``ngram_words``-gram with a benchmark item does not train.
+
+    N-grams found in more than ``max_documents`` documents of the day are boilerplate (licence headers) and do not count.
+    """
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    ngram_words: int = 13
+    max_documents: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Byte-level BPE, trained once per ``tokenizer`` name, and fixed-length sequences with document boundaries."""
+
+    tokenizer: str = "bpe-4096-v1"
+    vocab_size: int = 4096
+    tokenizer_bytes: int = 8_000_000  # text the tokenizer is trained on
+    seq_len: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. ``tokens`` is rounded down to whole steps of ``batch_sequences`` sequences."""
+
+    model: ModelConfig
+    tokens: int
+    batch_sequences: int = 16
+    learning_rate: float = 3e-3
+    warmup_fraction: float = 0.05
+    decay_fraction: float = 0.3  # WSD: linear decay to 10 % over the last part
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    seed: int = 1
+    precision: str = "bf16"  # bf16 autocast with fp32 masters, or fp32
+    experts_backend: str = "grouped_mm"  # reference | grouped_mm | megablocks
+    checkpoint_every_steps: int = 100
+    held_out_sequences: int = 256
+    workers: int = 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_sequences * self.model.max_seq_len
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // self.tokens_per_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastConfig:
+    """Proxy runs and the budget. Each proxy is a share (width scale, token share) of the target."""
+
+    target: TrainConfig
+    proxies: tuple[TrainConfig, ...]
+    suite: SuiteConfig
+    budget_usd: float
+    on_over_budget: str = "stop"  # stop | ask
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    suite: SuiteConfig
+    batch_tokens: int = 16_384  # padded token positions per forward pass; never changes a score
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewConfig:
+    near_miss_margin: float = 0.1  # nats per token between gold and the chosen answer
+    nearest_sources: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    model_name: str
+    min_expected_gain: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All stages of one experiment. ``min_new_tokens`` new tokens in the corpus start build_model by the asset."""
+
+    name: str
+    model: ModelConfig
+    tokens: int
+    train: TrainConfig
+    proxies: tuple[TrainConfig, ...]
+    budget_usd: float
+    on_over_budget: str = "stop"
+    min_new_tokens: int = 1_000_000
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    deduplicate: DeduplicateConfig = field(default_factory=DeduplicateConfig)
+    pack: PackConfig
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
+
+    def __post_init__(self) -> None:
+        if self.pack.vocab_size != self.model.vocab_size or self.pack.seq_len != self.model.max_seq_len:
+            raise MoelineError(
+                f"Recipe {self.name}: the tokenizer packs {self.pack.vocab_size} ids in sequences of {self.pack.seq_len}, the model takes "
+                f"{self.model.vocab_size} and {self.model.max_seq_len}. Derive both from the model config."
+            )
+        if self.on_over_budget not in ("stop", "ask"):
+            raise MoelineError(f"Recipe {self.name}: on_over_budget must be 'stop' or 'ask', not {self.on_over_budget!r}.")
+
+    def stage_config(self, stage: str) -> Any:
+        """The config one stage gets; raises MoelineError for an unknown stage."""
+        derived: dict[str, Any] = {
+            "decontaminate": lambda: DecontaminateConfig(suite=self.suite),
+            "forecast": lambda: ForecastConfig(
+                target=self.train, proxies=self.proxies, suite=self.suite, budget_usd=self.budget_usd, on_over_budget=self.on_over_budget
+            ),
+            "evaluate": lambda: EvaluateConfig(suite=self.suite),
+            "register": lambda: RegisterConfig(model_name="moeline"),
+        }
+        if stage in derived:
+            return derived[stage]()
+        if stage in {f.name for f in fields(self)} and stage in STAGES:
+            return getattr(self, stage)
+        raise MoelineError(f"Unknown stage {stage!r}. The stages are {', '.join(STAGES)}.")
+
+
+PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
+BUILD_STAGES = ("forecast", "train", "evaluate", "review", "register")
+STAGES = PREPARE_STAGES + BUILD_STAGES
+PHASES = {  # stage -> phase of the cost ledger
+    **dict.fromkeys(PREPARE_STAGES, "prepare"), "forecast": "proxy", "train": "train", "evaluate": "eval", "review": "eval", "register": "register",
+}  # fmt: skip

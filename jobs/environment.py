@@ -1,0 +1,98 @@
+"""Where things run and what they cost: infra/env/<name>.toml plus the addresses of the running platform.
+
+Standard library only. Nothing read here may enter a run key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+
+REPO = Path(__file__).resolve().parent.parent
+PLATFORM_FILE = "platform.json"  # written by `moeline up`: {"services": {name: {...}}, "addresses": {...}}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an attempt is allocated (and pays for)."""
+
+    cores: float
+    memory_gib: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """List prices in ``currency`` per hour, and watts for the energy estimate."""
+
+    currency: str
+    core_hour: float
+    gib_hour: float
+    gpu_hour: float
+    watts_per_core: float = 0.0
+    watts_per_gib: float = 0.0
+    watts_per_gpu: float = 0.0
+
+    def cost(self, *, core_seconds: float = 0.0, gib_seconds: float = 0.0, gpu_seconds: float = 0.0) -> float:
+        """Price of an amount of compute, in ``currency``."""
+        return (core_seconds * self.core_hour + gib_seconds * self.gib_hour + gpu_seconds * self.gpu_hour) / 3600.0
+
+    def allocated(self, resources: Resources, seconds: float) -> float:
+        """Price of holding ``resources`` for ``seconds``."""
+        return self.cost(core_seconds=resources.cores * seconds, gib_seconds=resources.memory_gib * seconds, gpu_seconds=resources.gpus * seconds)
+
+    def energy_kwh(self, resources: Resources, seconds: float) -> float:
+        """Estimated energy of holding ``resources`` for ``seconds`` (nameplate watts, not a measurement)."""
+        watts = resources.cores * self.watts_per_core + resources.memory_gib * self.watts_per_gib + resources.gpus * self.watts_per_gpu
+        return watts * seconds / 3.6e6
+
+
+@dataclass(frozen=True)
+class Environment:
+    name: str
+    home: Path
+    warehouse: Path
+    landing: Path
+    artifacts: Path
+    prices: Prices
+    resources: dict[str, Resources]
+    services: dict[str, Any]
+
+    @classmethod
+    def load(cls, name: str | None = None, home: str | Path | None = None) -> Environment:
+        """Read ``infra/env/<name>.toml`` (default: MOELINE_ENV or ``local``; a path to a .toml is taken as is)."""
+        name = name or os.environ.get("MOELINE_ENV", "local")
+        file = Path(name) if name.endswith(".toml") else REPO / "infra" / "env" / f"{name}.toml"
+        if not file.is_file():
+            known = ", ".join(sorted(p.stem for p in (REPO / "infra" / "env").glob("*.toml")))
+            raise MoelineError(f"Unknown environment {name!r}: {file} does not exist. Known environments: {known}.")
+        raw = tomllib.loads(file.read_text())
+        root = Path(home or os.environ.get("MOELINE_HOME") or REPO / ".moeline").resolve()
+        try:
+            prices = Prices(**raw["prices"])
+            default = raw["resources"]["default"]
+            resources = {stage: Resources(**{**default, **values}) for stage, values in raw["resources"].items()}
+            paths = {key: (root / raw["paths"][key]).resolve() for key in ("warehouse", "landing", "artifacts")}
+        except (KeyError, TypeError) as error:
+            raise MoelineError(f"{file}: missing or unknown setting: {error}. Compare it with infra/env/local.toml.") from None
+        return cls(name=file.stem, home=root, prices=prices, resources=resources, services=raw.get("services", {}), **paths)
+
+    def stage_resources(self, stage: str) -> Resources:
+        return self.resources.get(stage, self.resources["default"])
+
+    @property
+    def platform(self) -> dict[str, Any]:
+        """Addresses of the running platform: the environment file's own, else those written by ``moeline up``; {} if neither."""
+        addresses: dict[str, Any] = {}
+        try:
+            addresses = json.loads((self.home / PLATFORM_FILE).read_text()).get("addresses", {})
+        except FileNotFoundError:
+            pass
+        given = {key: self.services[key] for key in ("spark_remote", "ray_address", "mlflow_uri", "postgres_url") if self.services.get(key)}
+        return {**addresses, **given}

@@ -1,0 +1,65 @@
+"""Recipes: an experiment is a function returning a Recipe. Add a function here and it is in the command line and the DAG form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from jobs.config import PackConfig, Recipe, TrainConfig
+from jobs.contract import MoelineError
+from models.config import ModelConfig
+
+
+def _scaled(train: TrainConfig, *, width: float, tokens: float) -> TrainConfig:
+    """A proxy of ``train``: ``width`` times its model width (rounded to whole heads), ``tokens`` times its tokens."""
+    model = train.model
+    d_model = max(model.head_dim * 2, round(model.d_model * width / (model.head_dim * 2)) * model.head_dim * 2)
+    n_heads = d_model // model.head_dim
+    proxy = replace(
+        model, d_model=d_model, n_heads=n_heads, n_kv_heads=max(1, n_heads * model.n_kv_heads // model.n_heads),
+        ffn_hidden=max(16, round(model.ffn_hidden * width / 8) * 8),
+    )  # fmt: skip
+    # The learning rate grows as 1/width (muP, Yang et al. 2022, table 8: hidden weights under Adam).
+    return replace(train, model=proxy, tokens=int(train.tokens * tokens), learning_rate=train.learning_rate * model.d_model / d_model)
+
+
+def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float, **kwargs: object) -> Recipe:
+    grid = ((0.5, 0.15), (0.5, 0.3), (1.0, 0.1), (1.0, 0.2))
+    return Recipe(
+        name=name, model=train.model, tokens=train.tokens, train=train, budget_usd=budget_usd,
+        proxies=tuple(_scaled(train, width=w, tokens=t) for w, t in grid),
+        pack=PackConfig(tokenizer=tokenizer, vocab_size=train.model.vocab_size, seq_len=train.model.max_seq_len), **kwargs,
+    )  # fmt: skip
+
+
+def tiny() -> Recipe:
+    """Minutes on two CPU cores: 16 experts, top-4, about a million tokens."""
+    model = ModelConfig(d_model=128, n_heads=4, n_kv_heads=2, n_layers=3, ffn_hidden=128, vocab_size=4096, max_seq_len=256)
+    return _recipe("tiny", TrainConfig(model=model, tokens=1_200_000), tokenizer="bpe-4096-v1", budget_usd=0.25)
+
+
+def small_gpu() -> Recipe:
+    """One data-centre GPU: 1.0B parameters, DBRX's shape in small."""
+    model = ModelConfig(d_model=1024, n_heads=16, n_kv_heads=4, n_layers=16, ffn_hidden=1792, vocab_size=32_768, max_seq_len=2048)
+    train = TrainConfig(model=model, tokens=4_000_000_000, batch_sequences=64, learning_rate=6e-4, experts_backend="megablocks", checkpoint_every_steps=500)
+    return _recipe("small_gpu", train, tokenizer="bpe-32768-v1", budget_usd=500.0, on_over_budget="ask", min_new_tokens=500_000_000)
+
+
+def dbrx() -> Recipe:
+    """DBRX itself: 131.6B parameters, 36.5B active (databricks/dbrx-base). Learning rate and batch were never published."""
+    model = ModelConfig(d_model=6144, n_heads=48, n_kv_heads=8, n_layers=40, ffn_hidden=10_752, vocab_size=100_352, max_seq_len=32_768)
+    train = TrainConfig(
+        model=model, tokens=12_000_000_000_000, batch_sequences=1024, learning_rate=1.5e-4, experts_backend="megablocks",
+        checkpoint_every_steps=500, workers=3072,
+    )  # fmt: skip
+    return _recipe("dbrx", train, tokenizer="bpe-100352-v1", budget_usd=12_000_000.0, on_over_budget="ask", min_new_tokens=10**12)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (tiny, small_gpu, dbrx)}
+
+
+def load(name: str) -> Recipe:
+    """The recipe called ``name``; raises MoelineError listing the known ones."""
+    if name not in RECIPES:
+        raise MoelineError(f"Unknown recipe {name!r}. Known recipes: {', '.join(sorted(RECIPES))}. Add one as a function in jobs/recipes.py.")
+    return RECIPES[name]()

@@ -1,0 +1,61 @@
+"""Sizes of a DBRX-style mixture-of-experts decoder, and what follows from them (parameters, FLOPs). Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of the decoder; defaults that are not sizes are DBRX's (databricks/dbrx-base config.json).
+
+    ``top_k`` of ``n_experts`` experts run per token; each is a SiLU GLU of width ``ffn_hidden``.
+    ``experts_backend`` says which kernel multiplies: it never changes the mathematics.
+    """
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    ffn_hidden: int
+    vocab_size: int
+    max_seq_len: int
+    n_experts: int = 16
+    top_k: int = 4
+    clip_qkv: float = 8.0
+    rope_theta: float = 500_000.0
+    moe_loss_weight: float = 0.05
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
+            raise ValueError(f"d_model {self.d_model} must divide by n_heads {self.n_heads}, and that by n_kv_heads {self.n_kv_heads}")
+        if self.d_model % 8 or self.ffn_hidden % 8:
+            raise ValueError(f"grouped_mm needs 16-byte strides: d_model {self.d_model} and ffn_hidden {self.ffn_hidden} must be multiples of 8")
+        if not 1 <= self.top_k <= self.n_experts:
+            raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    def _params(self, experts: int) -> int:
+        attention = self.d_model * (self.d_model + 2 * self.n_kv_heads * self.head_dim) + self.d_model**2
+        block = attention + 2 * self.d_model + self.d_model * self.n_experts + 3 * experts * self.d_model * self.ffn_hidden
+        return 2 * self.vocab_size * self.d_model + self.n_layers * block + self.d_model
+
+    @property
+    def params_total(self) -> int:
+        """All parameters (DBRX: 131.6B)."""
+        return self._params(self.n_experts)
+
+    @property
+    def params_active(self) -> int:
+        """Parameters one token passes through (DBRX: 36.5B)."""
+        return self._params(self.top_k)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token: 6 per active matrix parameter (the input embedding is a lookup) plus attention
+        scores 12·L·d·T/2 for causal sequences of ``max_seq_len`` (PaLM appendix B, causal half)."""
+        return 6.0 * (self.params_active - self.vocab_size * self.d_model) + 6.0 * self.n_layers * self.d_model * self.max_seq_len
