@@ -138,7 +138,7 @@ class ReviewConfig:
 @dataclass(frozen=True, kw_only=True)
 class RegisterConfig:
     model_name: str
-    min_expected_gain: float = 0.0
+    budget_usd: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class Recipe:
                 target=self.train, proxies=self.proxies, suite=self.suite, budget_usd=self.budget_usd, on_over_budget=self.on_over_budget
             ),
             "evaluate": lambda: EvaluateConfig(suite=self.suite),
-            "register": lambda: RegisterConfig(model_name="moeline"),
+            "register": lambda: RegisterConfig(model_name="moeline", budget_usd=self.budget_usd),
         }
         if stage in derived:
             return derived[stage]()
@@ -191,4 +191,10 @@ BUILD_STAGES = ("forecast", "train", "evaluate", "review", "register")
 STAGES = PREPARE_STAGES + BUILD_STAGES
 PHASES = {  # stage -> phase of the cost ledger
     **dict.fromkeys(PREPARE_STAGES, "prepare"), "forecast": "proxy", "train": "train", "evaluate": "eval", "review": "eval", "register": "register",
+}  # fmt: skip
+WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py holds this against the stages' WRITES)
+    "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
+    "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
+    "benchmark_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train", "scores": "evaluate",
+    "responses": "evaluate", "verdicts": "review", "failures": "review", "registrations": "register",
 }  # fmt: skip

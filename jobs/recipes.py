@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from jobs.config import PackConfig, Recipe, TrainConfig
 from jobs.contract import MoelineError
@@ -58,8 +59,19 @@ def dbrx() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (tiny, small_gpu, dbrx)}
 
 
-def load(name: str) -> Recipe:
-    """The recipe called ``name``; raises MoelineError listing the known ones."""
+def load(name: str, *, gauntlet_data: str | None = None) -> Recipe:
+    """The recipe called ``name``; raises MoelineError listing the known ones.
+
+    ``gauntlet_data``: folder with Foundry's task files to evaluate on as well. Its content hash becomes part of the suite, so other
+    data is other work.
+    """
     if name not in RECIPES:
         raise MoelineError(f"Unknown recipe {name!r}. Known recipes: {', '.join(sorted(RECIPES))}. Add one as a function in jobs/recipes.py.")
-    return RECIPES[name]()
+    recipe = RECIPES[name]()
+    if gauntlet_data:
+        from models.gauntlet.tasks import digest
+
+        if not Path(gauntlet_data).is_dir():
+            raise MoelineError(f"GAUNTLET_DATA is {gauntlet_data!r}, which is not a folder. Point it at Foundry's scripts/eval folder, or unset it.")
+        recipe = replace(recipe, suite=replace(recipe.suite, gauntlet_digest=digest(Path(gauntlet_data))))
+    return recipe

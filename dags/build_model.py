@@ -1,0 +1,90 @@
+"""### Packed corpus → forecast → registered model
+
+`plan > forecast > approve > train > evaluate > review > register`, one run per recipe.
+
+* **Starts** when the asset `corpus` says that days were prepared and the recipe's minimum of new tokens has arrived since its last
+  build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget.
+* **forecast** trains small proxies and writes what the run will reach and cost, before the money is spent.
+* **Over budget:** the run stops here, or, if the recipe says so, *approve* asks a person and nothing is spent until someone answers.
+* **Again:** a run over the same table versions finds every result recorded, recomputes nothing and costs nothing.
+
+What came out is under *Browse → Cost vs accuracy* and on that tab of this run.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG, Param, TriggerRule, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from stage_task import CORPUS, StageOperator, gauntlet_param, recipe_param
+
+
+class PlanOperator(StageOperator):
+    """Pins the table versions of this build; skips the rest of an asset-triggered run while too few new tokens have arrived."""
+
+    def execute(self, context):
+        plan = super().execute(context)
+        if context["dag_run"].run_type == "asset_triggered" and not plan["enough"]:
+            raise AirflowSkipException(f"{plan['new_tokens']:,} new tokens since the last build; the recipe waits for {plan['min_new_tokens']:,}.")
+        return plan
+
+
+with DAG(
+    dag_id="build_model",
+    doc_md=__doc__,
+    description="Forecast, train, evaluate, review and register one model",
+    schedule=[CORPUS],
+    start_date=datetime(2020, 1, 1, tzinfo=UTC),
+    catchup=False,
+    is_paused_upon_creation=True,
+    max_active_runs=1,  # builds of the same tables would race for the same work; the second then finds it recorded
+    params={
+        "recipe": recipe_param(),
+        "budget_usd": Param(None, type=["null", "number"], minimum=0, title="Budget in USD", description="Replaces the recipe's budget."),
+        "gauntlet_data": gauntlet_param(),
+    },
+    tags=["moeline", "model"],
+):
+    plan = PlanOperator(task_id="plan", stage="plan")
+    forecast = StageOperator(
+        task_id="forecast", stage="forecast", results=[plan.output],
+        arguments=["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"],
+    )  # fmt: skip
+
+    @task.branch(task_id="check_budget", retries=0)
+    def check_budget(result: dict) -> str:
+        """Go on, ask a person, or stop: what the forecast decided."""
+        metrics = result["metrics"]
+        if metrics["decision"] == "stop":
+            raise AirflowFailException(
+                f"Over budget, nothing was trained: the forecast says {metrics['cost_usd']:.4f} USD (95 %: {metrics['cost_usd_low']:.4f} to "
+                f"{metrics['cost_usd_high']:.4f}), the budget is {metrics['budget_usd']:.4f} USD. Trigger again with a larger budget_usd, or a smaller recipe."
+            )
+        return "approve" if metrics["decision"] == "ask" else "train"
+
+    approve = ApprovalOperator(
+        task_id="approve",
+        subject="Over budget: train {{ params.recipe }} anyway?",
+        body=(
+            "{% set m = ti.xcom_pull(task_ids='forecast')['metrics'] %}"
+            "The forecast says **{{ '%.2f' | format(m['cost_usd']) }} USD** (95 %: {{ '%.2f' | format(m['cost_usd_low']) }} to "
+            "{{ '%.2f' | format(m['cost_usd_high']) }}); the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**.\n\n"
+            "Expected held-out loss {{ '%.3f' | format(m['loss']) }} nats/token. Nothing is spent until someone answers."
+        ),
+        defaults="Reject",
+        response_timeout=timedelta(days=7),
+    )
+    # Runs when approved, or when there was nothing to ask; a rejected or failed question skips or blocks it.
+    train = StageOperator(
+        task_id="train", stage="train", results=[plan.output, forecast.output], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+    )  # fmt: skip
+    evaluate = StageOperator(task_id="evaluate", stage="evaluate", results=[plan.output, train.output])
+    review = StageOperator(task_id="review", stage="review", results=[plan.output, train.output, evaluate.output])
+    everything = [step.output for step in (plan, forecast, train, evaluate, review)]
+    register = StageOperator(task_id="register", stage="register", results=everything)
+
+    decision = check_budget(forecast.output)
+    decision >> [approve, train]
+    approve >> train

@@ -1,0 +1,215 @@
+"""python -m jobs.run STAGE --recipe tiny --interval 2026-11-01: run one stage, the only way anything is written.
+
+Reads the inputs, runs the stage, checks its rows, publishes them, records the result and prices the attempt, so that a check or a
+cost cannot be forgotten. Logs go to stderr; the last line of stdout is the StageResult as JSON (what Airflow's XCom carries).
+Exit status: 0 done, 3 refused by a data check or a budget (a retry cannot help), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from jobs import recipes
+from jobs.config import PREPARE_STAGES, STAGES
+from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
+from jobs.environment import Environment
+from jobs.inputs import Inputs, landed_files, resolve_inputs
+from jobs.publishing import check_staged, publish_staged, stage_rows
+from jobs.services import ledger, results
+from jobs.tools import StageTools, locked, process_name
+
+EXIT_REFUSED = 3
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived: stop cleanly, write the cost row."""
+
+
+def run_stage(
+    env: Environment, stage: str, recipe: recipes.Recipe, *, interval: str | None = None, inputs: Mapping[str, str] | None = None,
+    attempt: Mapping[str, Any] | None = None, gauntlet_data: str | None = None,
+) -> StageResult:  # fmt: skip
+    """Run one stage, or return its recorded result when the same work was done before.
+
+    ``inputs`` maps table names to ``name@version``; what is missing is taken from the newest recorded results. ``attempt`` names the
+    Airflow task (dag_id, dag_run_id, task_id, map_index, try_number). Raises MoelineError and its kinds (CheckFailed, ...).
+    """
+    module = stage_module(stage)
+    interval = _require_interval(stage, interval)
+    config = recipe.stage_config(stage)
+    ledger.reconcile(env)
+    resolved = resolve_inputs(env, stage, module, recipe.name, interval, inputs or {})
+    key = run_key(stage, module.REVISION, config, resolved.identity, interval)
+    found = results.find(env, stage, key)
+    if found is None:
+        with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
+            found = results.find(env, stage, key)
+            if found is None:
+                return _compute(env, module, config, recipe.name, resolved, key, interval, attempt or {}, gauntlet_data)
+    _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
+    return replace(found, reused=True)
+
+
+def _compute(
+    env: Environment, module: ModuleType, config: Any, recipe: str, resolved: Inputs, key: str, interval: str | None, attempt: Mapping[str, Any],
+    gauntlet_data: str | None,
+) -> StageResult:  # fmt: skip
+    stage = module.__name__.rpartition(".")[2]
+    running = ledger.Running(
+        env, ledger.Attempt(stage, recipe, key, interval, env.stage_resources(stage), time.time(), **{k: v for k, v in attempt.items() if v is not None})
+    )
+    tools = StageTools(env, running, gauntlet_data=gauntlet_data, inputs_read=resolved.versions)
+    outcome, error, metrics = "failed", None, {}
+    try:
+        _warm_up_checks(module)
+        output = module.run(config, resolved.open(env, module, tools), tools)
+        metrics = dict(output.metrics)
+        staged = stage_rows(env, module, output, tools, interval, key)
+        metrics.update(check_staged(env, stage, staged, tools, key, interval))
+        versions = publish_staged(
+            env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
+        )
+        result = StageResult(
+            stage=stage, run_key=key, recipe=recipe, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
+            metrics=metrics, cost_usd=running.cost_so_far(), wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
+            finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )  # fmt: skip
+        results.record(env, result)
+        outcome = "succeeded"
+        return result
+    except (Stopped, KeyboardInterrupt):
+        outcome, error = "killed", "stopped by a signal"
+        raise
+    except BaseException as problem:
+        error = f"{type(problem).__name__}: {problem}".splitlines()[0][:500]
+        raise
+    finally:
+        running.close(outcome, error=error, tokens=metrics.get("tokens"), flops=metrics.get("flops"))
+        tools.close()
+
+
+def stage_module(stage: str) -> ModuleType:
+    """Load one stage (lazily: no process imports torch and pyspark unless it needs both)."""
+    if stage not in STAGES:
+        raise MoelineError(f"Unknown stage {stage!r}. The stages are {', '.join(STAGES)}.")
+    return importlib.import_module(f"jobs.stages.{stage}")
+
+
+def _require_interval(stage: str, interval: str | None) -> str | None:
+    if stage in PREPARE_STAGES:
+        if interval is None:
+            raise MoelineError(f"Stage {stage} works on one data day and got none. Add --interval YYYY-MM-DD.")
+        return parse_day(interval)
+    return None
+
+
+def _warm_up_checks(module: ModuleType) -> None:
+    """Import Great Expectations (seconds) in the background while the stage waits for its engine."""
+    if module.WRITES:
+        threading.Thread(target=lambda: importlib.import_module("great_expectations"), daemon=True, name="import-checks").start()
+
+
+def code_revision() -> str:
+    """The commit this code is at (read from .git, no subprocess), or ``unknown`` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent / ".git"
+    try:
+        head = (root / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = root / head[5:]
+        if reference.is_file():
+            return reference.read_text().strip()
+        packed = (root / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(head[5:])), "unknown")
+    except OSError:
+        return "unknown"
+
+
+def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
+    """What a model build would read now, and whether enough new tokens arrived since the recipe's last build."""
+    packed = results.of_stage(env, "pack")
+    days = {r.interval: r for r in packed}  # newest result per day
+    tokens = sum(int(r.metrics.get("tokens", 0)) for r in days.values())
+    built = results.newest(env, "train", recipe=recipe.name)
+    before = int(built.metrics.get("corpus_tokens", 0)) if built else 0
+    tables = {"sequences": "pack", "benchmark_items": "decontaminate", "contamination": "decontaminate", "training_documents": "decontaminate"}
+    versions = {table: results.newest_version(env, stage, table) for table, stage in tables.items()}
+    missing = [table for table, version in versions.items() if version is None]
+    if missing:
+        raise MoelineError(
+            f"A model needs {', '.join(missing)}, which no data day has written yet. Run prepare_corpus for at least one day (moeline backfill)."
+        )
+    return {
+        "enough": tokens - before >= recipe.min_new_tokens, "new_tokens": tokens - before, "min_new_tokens": recipe.min_new_tokens,
+        "corpus_tokens": tokens, "days": sorted(d for d in days if d), "inputs": {table: str(version) for table, version in versions.items()},
+    }  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal_number)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m jobs.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("stage", help=f"one of {', '.join(STAGES)}, or plan (what a model build would read)")
+    found.add_argument("--recipe", default="tiny", help=f"one of {', '.join(recipes.RECIPES)} (default: tiny)")
+    found.add_argument("--interval", help="data day YYYY-MM-DD; preparation stages need it")
+    found.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
+    found.add_argument("--env", help="environment in infra/env (default: MOELINE_ENV or local)")
+    found.add_argument("--debug", action="store_true", help="show tracebacks")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of one task process; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    process_name(arguments.stage)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        env = Environment.load(arguments.env)
+        data = os.environ.get("GAUNTLET_DATA") or None
+        recipe = recipes.load(arguments.recipe, gauntlet_data=data)
+        inputs = json.loads(arguments.inputs)
+        for version in inputs.values():
+            TableVersion.parse(version)
+        if arguments.stage == "plan":
+            print(json.dumps(plan(env, recipe)))
+            return 0
+        attempt = json.loads(os.environ.get("MOELINE_ATTEMPT", "{}"))
+        result = run_stage(env, arguments.stage, recipe, interval=arguments.interval, inputs=inputs, attempt=attempt, gauntlet_data=data)
+    except Stopped:
+        _say(f"[{arguments.stage}] stopped; nothing half-done is visible, the next try continues")
+        return 143
+    except (CheckFailed, BudgetExceeded) as refusal:
+        _say(f"[{arguments.stage}] refused: {refusal}")
+        return EXIT_REFUSED
+    except MoelineError as problem:
+        if arguments.debug:
+            raise
+        _say(f"[{arguments.stage}] {problem}")
+        return 1
+    shown = {k: v for k, v in result.metrics.items() if isinstance(v, (int, float, str, bool))}
+    _say(f"[{arguments.stage}] {'reused' if result.reused else f'done in {result.wall_seconds:.1f} s, ${result.cost_usd:.4f}'}: {shown}")
+    sys.stdout.flush()
+    print(result.to_json(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""Delta tables: create, publish staged Parquet in one atomic commit, append, read a version. All through delta-rs, no JVM.
+
+Rows are written as Parquet first (by Spark or Arrow), checked, and only then named in the log: publishing is a commit of file
+names, so it copies nothing and its cost does not grow with the rows. Spark reads the same tables through the Delta JARs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expectations.tables import TABLES, Table
+from jobs.contract import CommitConflict, MoelineError, TableVersion
+from jobs.environment import Environment
+
+if TYPE_CHECKING:
+    import deltalake
+    import pyarrow as pa
+    import pyarrow.dataset
+
+# Log and removed files are kept long enough to rebuild a training set years later (the default of 7 days is not).
+_RETENTION = {"delta.logRetentionDuration": "interval 3650 days", "delta.deletedFileRetentionDuration": "interval 3650 days"}
+_ATTEMPTS = 20
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """The Arrow schema of a table as declared in expectations/tables.py. Nullability is a checked rule, not a schema flag."""
+    import pyarrow as pa
+
+    types = {
+        "string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64(), "bool": pa.bool_(), "binary": pa.binary(),
+        "timestamp": pa.timestamp("us", tz="UTC"), "list<int32>": pa.list_(pa.int32()), "list<float64>": pa.list_(pa.float64()),
+        "list<string>": pa.list_(pa.string()),
+    }  # fmt: skip
+    return pa.schema([pa.field(c.name, types[c.type]) for c in table.columns])
+
+
+def uri(env: Environment, name: str) -> str:
+    """Where a table lives; raises MoelineError for a name that is not in expectations/tables.py."""
+    if name not in TABLES:
+        raise MoelineError(f"Unknown table {name!r}. Known tables: {', '.join(sorted(TABLES))}.")
+    return str(env.warehouse / name)
+
+
+def open_table(env: Environment, name: str, version: int | None = None) -> deltalake.DeltaTable | None:
+    """The Delta table (at ``version``), or None when it has never been written."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    try:
+        return DeltaTable(uri(env, name), version=version)
+    except TableNotFoundError:
+        return None
+    except DeltaError as error:
+        raise MoelineError(f"Asked for {name}@{version}: {error}. `moeline report` lists the versions in use.") from None
+
+
+def create_if_missing(env: Environment, name: str) -> deltalake.DeltaTable:
+    """Open the table, creating it empty first if needed; several processes may ask at once."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    table = TABLES[name]
+    for _ in range(_ATTEMPTS):
+        found = open_table(env, name)
+        if found is not None:
+            return found
+        try:
+            DeltaTable.create(
+                uri(env, name), schema=arrow_schema(table), partition_by=[table.partition] if table.partition else None,
+                configuration=_RETENTION, description=table.about,
+            )  # fmt: skip
+        except (DeltaError, OSError):
+            time.sleep(0.05)  # somebody else is creating it
+    raise MoelineError(f"Could not create table {name} at {uri(env, name)}.")
+
+
+def latest(env: Environment, name: str) -> TableVersion | None:
+    """Newest version of a table, or None when it has never been written."""
+    table = open_table(env, name)
+    return None if table is None else TableVersion(name, table.version())
+
+
+def _add_actions(root: Path, table: Table, partition_value: str, staged: Path) -> list[Any]:
+    """Move staged Parquet files beside the table's own (still invisible) and describe them for the log."""
+    import pyarrow.parquet as pq
+    from deltalake.transaction import AddAction
+
+    actions = []
+    for file in sorted(staged.rglob("*.parquet")):
+        rows = pq.read_metadata(file).num_rows
+        if rows == 0:
+            continue
+        relative = f"{table.partition}={partition_value}/{uuid.uuid4().hex}.parquet"
+        target = root / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = file.stat().st_size
+        os.replace(file, target)
+        stats = json.dumps({"numRecords": rows})
+        actions.append(AddAction(relative, size, {table.partition: partition_value}, int(time.time() * 1000), True, stats))
+    return actions
+
+
+def publish(
+    env: Environment, name: str, staged: Path, *, partition_value: str, metadata: Mapping[str, Any], expected: TableVersion | None = None
+) -> TableVersion:
+    """Replace one partition by the staged Parquet files, in one atomic commit; returns the version that holds them.
+
+    ``metadata`` (run key, code revision, ...) is stored as the commit's userMetadata. With ``expected`` the commit happens only if
+    the table still is at that version (0: created, no rows yet), else CommitConflict.
+    """
+    from deltalake import CommitProperties, Transaction
+    from deltalake.exceptions import CommitFailedError
+
+    table = TABLES[name]
+    current = create_if_missing(env, name)
+    app_id = f"{name}/{partition_value}"
+    actions = _add_actions(Path(uri(env, name)), table, partition_value, staged)
+    for _ in range(_ATTEMPTS):
+        if expected is not None and current.version() != expected.version:
+            raise CommitConflict(f"{name} moved from {expected} to {name}@{current.version()} while this attempt was computing. Run the stage again.")
+        # One application id per table and partition, its version rising with every attempt: a date as version would make
+        # Delta silently skip backfills of earlier days.
+        read = current.version()
+        txn = Transaction(app_id, (current.transaction_version(app_id) or 0) + 1)
+        properties = CommitProperties(
+            custom_metadata={"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, max_commit_retries=0, app_transactions=[txn]
+        )
+        try:
+            current.create_write_transaction(
+                actions, "overwrite", arrow_schema(table), [table.partition], [(table.partition, "=", partition_value)], commit_properties=properties
+            )
+            # Without retries the commit can only have become the next version (delta-rs' history() numbers commits by counting
+            # back from a version it read earlier, so under concurrent commits it names the wrong one).
+            return TableVersion(name, read + 1)
+        except CommitFailedError:
+            # Another partition was committed first. Ours is replaced as a whole, so committing on top of it is always right.
+            time.sleep(0.02)
+            current = create_if_missing(env, name)
+    raise CommitConflict(f"{name}: {_ATTEMPTS} commits in a row lost the race. Run fewer days at once (backfill_max_active_runs).")
+
+
+def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, once: str | None = None) -> None:
+    """Append rows to an append-only table. With ``once`` (an id) a second call with the same id writes nothing."""
+    import pyarrow as pa
+    from deltalake import CommitProperties, Transaction, write_deltalake
+
+    if not rows:
+        return
+    current = create_if_missing(env, name)
+    transactions = None
+    if once is not None:
+        if current.transaction_version(once) is not None:
+            return
+        transactions = [Transaction(once, 1)]
+    data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
+    write_deltalake(current, data, mode="append", commit_properties=CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS))
+
+
+def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:
+    """Rows of a table version as a lazy Arrow dataset; ``where_in`` keeps only these values of the partition column."""
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    table = open_table(env, version.name, version.version)
+    if table is None:
+        raise MoelineError(f"Asked for {version}, but {version.name} has never been written here. `moeline stage` writes it.")
+    partition = TABLES[version.name].partition
+    files = table.file_uris(partition_filters=[(partition, "in", list(where_in))] if where_in is not None else None)
+    schema = arrow_schema(TABLES[version.name])
+    if not files or where_in == []:
+        return ds.dataset(schema.empty_table())
+    partitioning = ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive") if partition else None
+    return ds.dataset(sorted(files), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, version.name))
+
+
+def rows(env: Environment, name: str) -> list[dict[str, Any]]:
+    """All rows of the newest version of a (small) table; [] when it has never been written."""
+    newest = latest(env, name)
+    return [] if newest is None else dataset(env, newest).to_table().to_pylist()

@@ -1,0 +1,80 @@
+"""Recorded stage results: the last thing a stage writes, and the only thing that makes its tables visible to others.
+
+One JSON file per run key, written whole (temporary name, fsync, rename). ``by_output`` holds one pointer per table version, so
+that a reader given ``checkpoints@4`` finds the run that wrote it without scanning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+from jobs.contract import MoelineError, StageResult, TableVersion
+from jobs.environment import Environment
+
+
+def _root(env: Environment) -> Path:
+    return env.warehouse / "_results"
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file so that a reader (or a crash) sees all of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    with open(temporary, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def find(env: Environment, stage: str, run_key: str) -> StageResult | None:
+    """The recorded result of this exact work, or None."""
+    try:
+        return StageResult.from_json((_root(env) / stage / f"{run_key}.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def record(env: Environment, result: StageResult) -> None:
+    """Make a finished stage visible. Pointers first: one without its result is ignored."""
+    for version in result.outputs.values():
+        write_whole(_root(env) / "by_output" / f"{version}.json", json.dumps({"stage": result.stage, "run_key": result.run_key}).encode())
+    write_whole(_root(env) / result.stage / f"{result.run_key}.json", result.to_json().encode())
+
+
+def of_stage(env: Environment, stage: str) -> list[StageResult]:
+    """All recorded results of a stage, oldest first."""
+    found = [StageResult.from_json(file.read_text()) for file in (_root(env) / stage).glob("*.json") if not file.name.startswith(".")]
+    return sorted(found, key=lambda r: (r.finished_at, r.run_key))
+
+
+def writer_of(env: Environment, version: TableVersion) -> StageResult:
+    """The result that wrote a table version; raises MoelineError when none is recorded."""
+    try:
+        pointer = json.loads((_root(env) / "by_output" / f"{version}.json").read_text())
+        found = find(env, pointer["stage"], pointer["run_key"])
+    except FileNotFoundError:
+        found = None
+    if found is None:
+        raise MoelineError(f"No recorded stage result names {version}; its stage did not finish. Run that stage again, or name another version.")
+    return found
+
+
+def newest(env: Environment, stage: str, interval: str | None = None, recipe: str | None = None) -> StageResult | None:
+    """The result recorded last for a stage (of one day, of one recipe)."""
+    matching = [r for r in of_stage(env, stage) if (interval is None or r.interval == interval) and (recipe is None or r.recipe == recipe)]
+    return matching[-1] if matching else None
+
+
+def newest_version(env: Environment, stage: str, table: str) -> TableVersion | None:
+    """The highest version of ``table`` that a recorded result of ``stage`` names."""
+    versions = [r.table(table) for r in of_stage(env, stage) if table in r.outputs]
+    return max(versions, default=None)
+
+
+def intervals(env: Environment, stage: str, table: str, up_to: TableVersion) -> list[str]:
+    """Data days whose rows in ``table`` a recorded result vouches for, as of a version."""
+    return sorted({r.interval for r in of_stage(env, stage) if r.interval and table in r.outputs and r.table(table) <= up_to})

@@ -1,0 +1,140 @@
+"""Register: a model version in MLflow with weights, tokenizer, config, pyfunc and lineage; champion only if the gates pass.
+
+Change here: what is stored with a version. Not here: promotion thresholds (expectations/gates.py), how MLflow is talked to.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from expectations.gates import Candidate, Gate, evaluate
+from jobs.config import RegisterConfig
+from jobs.contract import MoelineError, StageOutput, StageResult, Tools
+
+ENGINE = "arrow"
+READS = {"checkpoints": "all", "scores": "all", "verdicts": "all", "forecasts": "all"}
+WRITES = ("registrations",)
+REVISION = 1
+
+
+def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
+    """Register the final checkpoint and move the alias if every gate passes; the same run key never makes a second version."""
+    from jobs.services import mlflow as registry
+
+    checkpoint = _final_checkpoint(inputs["checkpoints"].to_table().to_pylist())
+    lineage = tools.lineage()
+    candidate = _candidate(config, inputs["scores"].to_table().to_pylist(), lineage)
+    api = registry.client(tools.env)
+    folder = _model_folder(checkpoint, tools)
+    tools.progress(1, 3, "model folder written and loaded back")
+    story = _lineage_json(lineage, checkpoint, tools)
+    tags = {"recipe": tools.recipe, "checkpoint_sha256": checkpoint["sha256"], "cost_usd": f"{candidate.cost_usd:.6f}", "accuracy": f"{candidate.accuracy:.4f}"}
+    with tools.lock("registry"):  # the alias is compared and set by one process at a time
+        run_id = checkpoint["mlflow_run_id"] or tools.tracker.run_id
+        version = registry.register_folder(api, run_id=run_id, folder=folder, model_name=config.model_name, run_key=tools.run_key, tags=tags)
+        before = registry.champion(api, config.model_name)
+        if before is not None and before.version == version.version:
+            before = _previous(api, registry, config.model_name, version)
+        gates = evaluate(candidate, _champion(before))
+        promoted = all(gate.passed for gate in gates)
+        _describe(api, config.model_name, version, gates, candidate, story)
+        api.set_registered_model_alias(config.model_name, "champion" if promoted else "challenger", version.version)
+    tools.progress(3, 3, f"version {version.version} is {'champion' if promoted else 'challenger'}")
+    row = {
+        "model_name": config.model_name, "model_version": str(version.version), "aliases": ["champion" if promoted else "challenger"], "promoted": promoted,
+        "champion_before": str(before.version) if before else None, "gates": json.dumps([g.to_dict() for g in gates]),
+        "moved_by": f"moeline register {tools.run_key}", "lineage": json.dumps(story), "registered_at": dt.datetime.now(dt.UTC),
+    }  # fmt: skip
+    import pyarrow as pa
+
+    metrics = {
+        "model_name": config.model_name, "model_version": str(version.version), "promoted": promoted,
+        "gates": {g.name: g.passed for g in gates}, "reasons": [g.sentence for g in gates if not g.passed],
+    }  # fmt: skip
+    return StageOutput({"registrations": pa.Table.from_pylist([row])}, metrics)
+
+
+def _final_checkpoint(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    final = [row for row in rows if row["final"]]
+    if len(final) != 1:
+        raise MoelineError(f"Asked to register one finished training run, found {len(final)} final checkpoints. Run stage train to its end first.")
+    return final[0]
+
+
+def _candidate(config: RegisterConfig, scores: list[dict[str, Any]], lineage: Mapping[str, StageResult]) -> Candidate:
+    """What the gates judge: held-out loss, scores, and the cost of everything but the shared corpus."""
+    trained = lineage["train"].metrics
+    tasks = {r["benchmark"]: {k: r[k] for k in ("accuracy", "stderr", "chance", "best_constant")} for r in scores if not r["benchmark"].startswith("*")}
+    overall = next((r for r in scores if r["benchmark"] == "**"), None)
+    if overall is None:
+        raise MoelineError("The scores hold no overall average (benchmark **). Run stage evaluate again.")
+    cost = sum(lineage[stage].cost_usd for stage in ("forecast", "train", "evaluate", "review") if stage in lineage)
+    return Candidate(
+        held_out_loss=trained["held_out_loss"], unigram_loss=trained["unigram_loss"], accuracy=overall["accuracy"], accuracy_stderr=overall["stderr"],
+        tasks=tasks, cost_usd=cost, budget_usd=config.budget_usd,
+    )  # fmt: skip
+
+
+def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
+    """An MLflow model folder: Hugging Face DBRX layout inside, pyfunc as code, signature; loaded back once before it may be registered."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    import models
+    from jobs.services import pyfunc_source
+    from jobs.services.training import export_checkpoint
+
+    exported = Path(tools.scratch) / "huggingface"
+    export_checkpoint(tools, checkpoint, exported)
+    folder = Path(tools.scratch) / "mlflow_model"
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]), params=ParamSchema([ParamSpec("max_new_tokens", "long", 32)])
+    )
+    mlflow.pyfunc.save_model(
+        str(folder), python_model=str(pyfunc_source()), artifacts={"model": str(exported)}, code_paths=[str(Path(models.__file__).parent)],
+        signature=signature, pip_requirements=["mlflow", "pandas", "safetensors", "tokenizers", "torch", "transformers"],
+    )  # fmt: skip
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(["def main():"], params={"max_new_tokens": 4})
+    if len(answer) != 1 or not isinstance(answer[0], str):
+        raise MoelineError(f"The exported model answered {answer!r} to a prompt; it must give one string. Nothing was registered.")
+    return folder
+
+
+def _lineage_json(lineage: Mapping[str, StageResult], checkpoint: Mapping[str, Any], tools: Tools) -> dict[str, Any]:
+    return {
+        "checkpoint": {"uri": checkpoint["uri"], "sha256": checkpoint["sha256"]},
+        "forecast_run_key": lineage["forecast"].run_key if "forecast" in lineage else None,
+        "stages": {
+            stage: {"run_key": r.run_key, "inputs": dict(r.inputs), "outputs": dict(r.outputs), "code_revision": r.code_revision, "cost_usd": r.cost_usd}
+            for stage, r in sorted(lineage.items())
+        },
+    }
+
+
+def _champion(version: Any) -> Candidate | None:
+    """The champion as the gates saw it when it was registered (stored with the version)."""
+    if version is None or "candidate" not in version.tags:
+        return None
+    return Candidate(**json.loads(version.tags["candidate"]))
+
+
+def _previous(api: Any, registry: Any, model_name: str, version: Any) -> Any:
+    """The champion before ``version`` (a retry after the alias was moved must judge against the same one)."""
+    number = version.tags.get("champion_before")
+    return api.get_model_version(model_name, number) if number else None
+
+
+def _describe(api: Any, model_name: str, version: Any, gates: list[Gate], candidate: Candidate, story: Mapping[str, Any]) -> None:
+    before = api.get_registered_model(model_name).aliases.get("champion")
+    if before and before != version.version:
+        api.set_model_version_tag(model_name, version.version, "champion_before", before)
+    api.set_model_version_tag(model_name, version.version, "candidate", json.dumps(candidate.__dict__))
+    api.set_model_version_tag(model_name, version.version, "gates", json.dumps([g.to_dict() for g in gates]))
+    api.set_model_version_tag(model_name, version.version, "lineage", json.dumps(story)[:8000])
+    text = "\n".join(f"- {'passed' if g.passed else 'FAILED'} {g.name}: {g.sentence}" for g in gates)
+    api.update_model_version(model_name, version.version, description=text)

@@ -1,0 +1,146 @@
+"""The experts of one mixture-of-experts layer: which kernel multiplies, never what is computed.
+
+Change here: a kernel, a backend. Not here: routing and balancing (moe.py), parameter names (moe.py, transformer.py).
+
+Shape suffixes: N tokens, K experts per token, E experts, R = N*K routed rows (sorted by expert), D model width, F expert width.
+Per expert e: ``y = (silu(x @ w1[e].T) * (x @ v1[e].T)) @ w2[e]`` (databricks/dbrx modeling_dbrx.py, MegaBlocks GroupedGLU); the
+results of a token's K experts are added with the router's weights. No token is dropped, whatever the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor
+
+MEGABLOCKS_MISSING = (
+    "experts_backend 'megablocks' was asked for, but it cannot be imported ({error}). It needs an NVIDIA GPU and its own environment: "
+    "torch 2.7.0, then `TORCH_CUDA_ARCH_LIST=9.0 pip install --no-build-isolation 'megablocks[gg]==0.10.0'`. Or choose 'grouped_mm'."
+)
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Expert-major weights of one layer, each (E*F, D) as in the DBRX state dict."""
+
+    w1: Tensor
+    v1: Tensor
+    w2: Tensor
+    n_experts: int
+
+    def cast(self, dtype: torch.dtype) -> ExpertWeights:
+        return ExpertWeights(self.w1.to(dtype), self.v1.to(dtype), self.w2.to(dtype), self.n_experts)
+
+    def by_expert(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three weights viewed as (E, F, D)."""
+        shape = (self.n_experts, -1, self.w1.shape[-1])
+        return self.w1.view(shape), self.v1.view(shape), self.w2.view(shape)
+
+
+def expert_forward(backend: str, x_ND: Tensor, weights: ExpertWeights, *, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    """Weighted sum of each token's experts, (N, D) in the dtype of ``x_ND``.
+
+    ``indices_NK`` are the chosen experts (int64), ``gates_NK`` their weights, ``tokens_per_expert_E`` (int64) the counts of
+    ``indices_NK``. Raises ValueError for an unknown backend or when MegaBlocks is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"Unknown experts_backend {backend!r}. Known: {', '.join(BACKENDS)}.")
+    return BACKENDS[backend](x_ND, weights.cast(x_ND.dtype), indices_NK, gates_NK.to(x_ND.dtype), tokens_per_expert_E)
+
+
+def _reference(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    """A loop over experts, as readable as the formula: what the other backends are tested against."""
+    w1_EFD, v1_EFD, w2_EFD = weights.by_expert()
+    out_ND = torch.zeros_like(x_ND)
+    for expert in range(weights.n_experts):
+        token, slot = torch.where(indices_NK == expert)
+        x = x_ND[token]
+        y = (F.silu(x @ w1_EFD[expert].T) * (x @ v1_EFD[expert].T)) @ w2_EFD[expert]
+        out_ND = out_ND.index_add(0, token, y * gates_NK[token, slot, None])
+    return out_ND
+
+
+class _Dispatch(torch.autograd.Function):
+    """Copy each token to its K rows. The gradient is a gather and a sum: unlike index_add it is fast and deterministic everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(row_NK)
+        return x_ND.index_select(0, token_R)
+
+    @staticmethod
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (row_NK,) = ctx.saved_tensors
+        return grad_RD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1).sum(1), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Add a token's K rows, weighted by its gates."""
+
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, gates_NK: Tensor, token_R: Tensor, row_NK: Tensor) -> Tensor:
+        y_NKD = y_RD.index_select(0, row_NK.flatten()).view(*row_NK.shape, -1)
+        ctx.save_for_backward(y_NKD, gates_NK, token_R, row_NK)
+        return torch.bmm(gates_NK.unsqueeze(1), y_NKD).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        y_NKD, gates_NK, token_R, row_NK = ctx.saved_tensors
+        gate_R = torch.empty_like(gates_NK).flatten()
+        gate_R[row_NK.flatten()] = gates_NK.flatten()
+        grad_RD = grad_ND.index_select(0, token_R) * gate_R.unsqueeze(1)
+        return grad_RD, torch.bmm(y_NKD, grad_ND.unsqueeze(2)).squeeze(2), None, None
+
+
+def _grouped_mm(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    """Sort rows by expert, three grouped matrix products (torch.nn.functional.grouped_mm), put them back. CPU and CUDA.
+
+    An expert without tokens is an empty group: it multiplies nothing and gets a zero gradient.
+    """
+    order_R = indices_NK.flatten().argsort(stable=True)  # row r holds slot order_R[r]
+    row_NK = torch.empty_like(order_R)
+    row_NK[order_R] = torch.arange(len(order_R), device=order_R.device)
+    row_NK, token_R = row_NK.view(indices_NK.shape), order_R // indices_NK.shape[1]
+    ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
+    w1_EFD, v1_EFD, w2_EFD = weights.by_expert()
+    x_RD = _Dispatch.apply(x_ND, token_R, row_NK)
+    gate_RF = F.grouped_mm(x_RD, w1_EFD.transpose(-2, -1), offs=ends_E)
+    up_RF = F.grouped_mm(x_RD, v1_EFD.transpose(-2, -1), offs=ends_E)
+    y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF, w2_EFD, offs=ends_E)
+    return _Combine.apply(y_RD, gates_NK, token_R, row_NK)
+
+
+def _megablocks(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    """MegaBlocks' own kernels in the order of its dMoE with mlp_type='glu', mlp_impl='grouped' (0.10.0, dmoe.py and glu.py).
+
+    grouped_gemm multiplies bf16 only, so on CUDA everything inside is bf16.
+    """
+    try:
+        from megablocks import grouped_gemm_util, ops  # noqa: PLC0415 - optional, and importing it needs CUDA
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(MEGABLOCKS_MISSING.format(error=error)) from error
+    if grouped_gemm_util.ops is None:
+        raise ValueError(MEGABLOCKS_MISSING.format(error="grouped_gemm is missing"))
+    gmm, dtype, top_k = grouped_gemm_util.ops.gmm, x_ND.dtype, indices_NK.shape[1]
+    if x_ND.is_cuda:
+        x_ND, weights, gates_NK = x_ND.bfloat16(), weights.cast(torch.bfloat16), gates_NK.bfloat16()
+    end_bit = max(1, (weights.n_experts - 1).bit_length())
+    experts_R, order_R = ops.sort(indices_NK.flatten().int(), end_bit)
+    bins_E = ops.inclusive_cumsum(tokens_per_expert_E.int(), 0)
+    w1_EFD, v1_EFD, w2_EFD = weights.by_expert()
+    sizes_E = tokens_per_expert_E.cpu().to(torch.long)  # grouped_gemm 0.3.0 reads the counts on the host
+    x_RD = ops.gather(x_ND, order_R, experts_R, bins_E, top_k)
+    hidden_RF = F.silu(gmm(x_RD, w1_EFD, sizes_E, trans_b=True)) * gmm(x_RD, v1_EFD, sizes_E, trans_b=True)
+    y_RD = gmm(hidden_RF, w2_EFD, sizes_E)
+    return ops.scatter(y_RD, order_R, experts_R, gates_NK.flatten(), bins_E, top_k).to(dtype)
+
+
+BACKENDS: dict[str, Callable[[Tensor, ExpertWeights, Tensor, Tensor, Tensor], Tensor]] = {
+    "reference": _reference,
+    "grouped_mm": _grouped_mm,
+    "megablocks": _megablocks,
+}

@@ -1,0 +1,222 @@
+"""The decoder: DBRX's architecture and parameter names (databricks/dbrx modeling_dbrx.py), in plain torch.
+
+LayerNorm without bias, no biases anywhere, fused Wqkv clamped to clip_qkv, rotary positions (rotate-half), grouped-query
+attention, dropless SiLU GLU experts, untied lm_head. Attention never crosses documents packed into one sequence.
+Change here: the architecture, what counts in the loss. Not here: routing (moe.py), kernels (experts.py), the optimiser (train_loop.py).
+
+Shape suffixes: B sequences, T positions, S cached and new positions, D model width, H heads, V vocabulary, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.cross_entropy import summed_cross_entropy
+from models.kv_cache import KVCache
+from models.moe import MoE, RouterStats, load_balancing_loss
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    logits_BTV: Tensor
+    router: list[RouterStats]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """``loss`` = ``next_token_loss`` (mean nats per predicted token) + ``load_balancing_loss``; ``n_tokens`` predicted tokens;
+    ``tokens_per_expert_LE`` int64."""
+
+    loss: Tensor
+    next_token_loss: Tensor
+    load_balancing_loss: Tensor
+    n_tokens: int
+    tokens_per_expert_LE: Tensor
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all layers share for one batch, built once: rotary tables, attention mask, tokens that count in router statistics."""
+
+    cos: Tensor  # (B or 1, 1, T, head_dim)
+    sin: Tensor
+    mask: Tensor | None  # (B or 1, 1, T, S) added to the scores; None: plain causal
+    counted_N: Tensor | None
+    cache: KVCache | None
+
+
+def document_positions(document_ids_BT: Tensor) -> Tensor:
+    """Position of every token within its document: 0 where the id differs from the id before it."""
+    index_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
+    starts = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    starts[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return index_T - torch.where(starts, index_T, 0).cummax(1).values
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (..., head_dim): angles in float32, as Hugging Face computes them."""
+    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim))
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, rotate-half form: pairs (i, i + head_dim/2)."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv = config.n_kv_heads * config.head_dim
+        self.Wqkv = nn.Linear(config.d_model, config.d_model + 2 * kv, bias=False)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> Tensor:
+        n_heads, n_kv = self.config.n_heads, self.config.n_kv_heads
+        qkv = self.Wqkv(x_BTD).clamp(-self.config.clip_qkv, self.config.clip_qkv)
+        qkv = qkv.unflatten(-1, (n_heads + 2 * n_kv, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
+        qk = rotate(qkv[:, : n_heads + n_kv], context.cos.to(qkv.dtype), context.sin.to(qkv.dtype))
+        q, k, v = qk[:, :n_heads], qk[:, n_heads:], qkv[:, n_heads + n_kv :]
+        if context.cache is not None:
+            k, v = context.cache.append(layer, k, v)
+        k, v = (t.repeat_interleave(n_heads // n_kv, dim=1) for t in (k, v))
+        mask = context.mask.to(q.dtype) if context.mask is not None else None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class NormAttentionNorm(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.d_model, bias=False)
+        self.attn = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.d_model, bias=False)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, experts_backend: str) -> None:
+        super().__init__()
+        self.norm_attn_norm = NormAttentionNorm(config)
+        self.ffn = MoE(config, experts_backend)
+
+    def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> tuple[Tensor, RouterStats]:
+        part = self.norm_attn_norm
+        x_BTD = x_BTD + part.attn(part.norm_1(x_BTD), context, layer)
+        out_BTD, stats = self.ffn(part.norm_2(x_BTD), context.counted_N)
+        return x_BTD + out_BTD, stats
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm: everything of DBRX's state dict under ``transformer.``."""
+
+    def __init__(self, config: ModelConfig, experts_backend: str) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, experts_backend) for _ in range(config.n_layers))
+        self.norm_f = nn.LayerNorm(config.d_model, bias=False)
+
+
+class Transformer(nn.Module):
+    """DBRX-style decoder. ``experts_backend``: reference | grouped_mm | megablocks (models/experts.py).
+
+    Builds on the meta device (``with torch.device("meta")``): sizes can be checked without memory. Weights are drawn from
+    N(0, init_std) by torch's global generator, norms are 1.
+    """
+
+    def __init__(self, config: ModelConfig, experts_backend: str = "grouped_mm") -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Decoder(config, experts_backend)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        for parameter in self.parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=config.init_std)
+
+    def forward(
+        self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None, positions: Tensor | None = None,
+        cache: KVCache | None = None, lengths_B: Tensor | None = None,
+    ) -> ModelOutput:  # fmt: skip
+        """Logits for every position, see ``hidden`` for the arguments."""
+        hidden_BTD, router = self._run(tokens_BT, document_ids_BT, positions, cache, lengths_B)
+        return ModelOutput(self.lm_head(hidden_BTD), router)
+
+    def hidden(
+        self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None, positions: Tensor | None = None,
+        cache: KVCache | None = None, lengths_B: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Final normed hidden states (B, T, D); ``model.lm_head`` of the rows you need gives their logits.
+
+        ``tokens_BT`` int64. ``document_ids_BT``: equal within a document, -1 on padding; positions restart and attention stops at a
+        boundary, so a document's outputs do not depend on where it is packed. ``positions`` (B, T) or (T,) overrides the
+        rotary positions. ``cache``: keys and values of earlier tokens; the new tokens continue them and are appended.
+        ``lengths_B`` (only with a cache): how many tokens of each row are real, the rest is right padding.
+        """
+        return self._run(tokens_BT, document_ids_BT, positions, cache, lengths_B)[0]
+
+    def forward_loss(self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None) -> LossOutput:
+        """Mean next-token loss inside documents plus the weighted load-balancing loss.
+
+        No target lies across a document boundary or on padding (id -1). ``loss_mask_BT`` (bool): tokens that count as targets.
+        """
+        counts_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
+        if loss_mask_BT is not None:
+            counts_BT = counts_BT & loss_mask_BT[:, 1:].bool()
+        row, column = counts_BT.nonzero(as_tuple=True)
+        hidden_BTD, router = self._run(tokens_BT, document_ids_BT, None, None, None)
+        total = summed_cross_entropy(hidden_BTD[row, column], self.lm_head.weight, tokens_BT[row, column + 1])
+        next_token_loss = total / max(1, len(row))
+        balance = load_balancing_loss(
+            scores_per_layer=[s.scores_NE for s in router], tokens_per_expert_per_layer=[s.tokens_per_expert_E for s in router],
+            top_k=self.config.top_k, weight=self.config.moe_loss_weight,
+        )  # fmt: skip
+        tokens_per_expert_LE = torch.stack([s.tokens_per_expert_E for s in router])
+        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE)
+
+    def _run(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None
+    ) -> tuple[Tensor, list[RouterStats]]:
+        context = self._context(tokens_BT, document_ids_BT, positions, cache, lengths_B)
+        x_BTD = self.transformer.wte(tokens_BT)
+        router = []
+        for layer, block in enumerate(self.transformer.blocks):
+            x_BTD, stats = block(x_BTD, context, layer)
+            router.append(stats)
+        if cache is not None:
+            cache.advance(tokens_BT.shape[1], lengths_B)
+        return self.transformer.norm_f(x_BTD), router
+
+    def _context(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None
+    ) -> _Context:
+        n_positions, device = tokens_BT.shape[1], tokens_BT.device
+        counted_N = allowed = None
+        if cache is not None:
+            if document_ids_BT is not None:
+                raise ValueError("A KV cache continues one document per row: give either document_ids_BT or cache, not both.")
+            allowed, cached_positions = cache.plan(tokens_BT.shape, lengths_B)
+            positions = cached_positions if positions is None else positions
+        elif lengths_B is not None:
+            raise ValueError("lengths_B only has a meaning with a cache: mark padding in document_ids_BT by -1.")
+        elif document_ids_BT is not None:
+            causal = torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()
+            allowed = causal & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
+            positions = document_positions(document_ids_BT) if positions is None else positions
+            counted_N = (document_ids_BT.flatten() >= 0).nonzero().squeeze(1)
+            counted_N = None if len(counted_N) == document_ids_BT.numel() else counted_N
+        elif positions is None:
+            positions = torch.arange(n_positions, device=device)
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.lm_head.weight.dtype
+        cos, sin = rotary_tables(positions if positions.ndim == 2 else positions[None], self.config.head_dim, self.config.rope_theta, dtype)
+        mask = None
+        if allowed is not None:  # built once for all layers
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]
+        return _Context(cos[:, None], sin[:, None], mask, counted_N, cache)
