@@ -1,6 +1,6 @@
 """### Packed corpus → forecast → registered model
 
-`plan > forecast > approve > train > evaluate > review > register`, one run per recipe.
+`plan > forecast > check_budget > (approve) > train > evaluate > review > register`, one run per recipe.
 
 * **Starts** when the asset `corpus` says that days were prepared and the recipe's minimum of new tokens has arrived since its last
   build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget.
@@ -13,7 +13,9 @@ What came out is under *Browse → Cost vs accuracy* and on that tab of this run
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param, TriggerRule, task
@@ -24,11 +26,11 @@ from stage_task import CORPUS, StageOperator, gauntlet_param, recipe_param
 class PlanOperator(StageOperator):
     """Pins the table versions of this build; skips the rest of an asset-triggered run while too few new tokens have arrived."""
 
-    def execute(self, context):
-        plan = super().execute(context)
-        if context["dag_run"].run_type == "asset_triggered" and not plan["enough"]:
-            raise AirflowSkipException(f"{plan['new_tokens']:,} new tokens since the last build; the recipe waits for {plan['min_new_tokens']:,}.")
-        return plan
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().execute(context)
+        if context["dag_run"].run_type == "asset_triggered" and not found["enough"]:
+            raise AirflowSkipException(f"{found['new_tokens']:,} new tokens since the last build; the recipe waits for {found['min_new_tokens']:,}.")
+        return found
 
 
 with DAG(
@@ -47,14 +49,11 @@ with DAG(
     },
     tags=["moeline", "model"],
 ):
-    plan = PlanOperator(task_id="plan", stage="plan")
-    forecast = StageOperator(
-        task_id="forecast", stage="forecast", results=[plan.output],
-        arguments=["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"],
-    )  # fmt: skip
+    plan = PlanOperator(task_id="plan")
+    forecast = StageOperator(task_id="forecast", arguments=["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"])
 
     @task.branch(task_id="check_budget", retries=0)
-    def check_budget(result: dict) -> str:
+    def check_budget(result: dict[str, Any]) -> str:
         """Go on, ask a person, or stop: what the forecast decided."""
         metrics = result["metrics"]
         if metrics["decision"] == "stop":
@@ -70,21 +69,18 @@ with DAG(
         body=(
             "{% set m = ti.xcom_pull(task_ids='forecast')['metrics'] %}"
             "The forecast says **{{ '%.2f' | format(m['cost_usd']) }} USD** (95 %: {{ '%.2f' | format(m['cost_usd_low']) }} to "
-            "{{ '%.2f' | format(m['cost_usd_high']) }}); the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**.\n\n"
-            "Expected held-out loss {{ '%.3f' | format(m['loss']) }} nats/token. Nothing is spent until someone answers."
+            "{{ '%.2f' | format(m['cost_usd_high']) }}); the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**. "
+            "Expected held-out loss: {{ '%.3f' | format(m['loss']) }} nats/token. Nothing is spent until someone answers."
         ),
         defaults="Reject",
         response_timeout=timedelta(days=7),
     )
-    # Runs when approved, or when there was nothing to ask; a rejected or failed question skips or blocks it.
-    train = StageOperator(
-        task_id="train", stage="train", results=[plan.output, forecast.output], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-    )  # fmt: skip
-    evaluate = StageOperator(task_id="evaluate", stage="evaluate", results=[plan.output, train.output])
-    review = StageOperator(task_id="review", stage="review", results=[plan.output, train.output, evaluate.output])
-    everything = [step.output for step in (plan, forecast, train, evaluate, review)]
-    register = StageOperator(task_id="register", stage="register", results=everything)
+    # Runs when approved, or when there was nothing to ask; a rejected question skips it.
+    train = StageOperator(task_id="train", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    evaluate = StageOperator(task_id="evaluate")
+    review = StageOperator(task_id="review")
+    register = StageOperator(task_id="register")
 
     decision = check_budget(forecast.output)
-    decision >> [approve, train]
-    approve >> train
+    plan >> forecast >> decision >> [approve, train]
+    approve >> train >> evaluate >> review >> register

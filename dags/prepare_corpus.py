@@ -35,9 +35,11 @@ with DAG(
     },
     tags=["moeline", "data"],
 ):
-    ingest = StageOperator(task_id="ingest", stage="ingest", dated=True)
-    clean = StageOperator(task_id="clean", stage="clean", dated=True, results=[ingest.output])
+    ingest = StageOperator(task_id="ingest", dated=True)
+    clean = StageOperator(task_id="clean", dated=True)
     # One at a time over all days: which of two near-duplicates is kept depends on what the other days have kept so far.
-    deduplicate = StageOperator(task_id="deduplicate", stage="deduplicate", dated=True, results=[clean.output], max_active_tis_per_dag=1)
-    decontaminate = StageOperator(task_id="decontaminate", stage="decontaminate", dated=True, results=[deduplicate.output])
-    pack = StageOperator(task_id="pack", stage="pack", dated=True, results=[decontaminate.output], outlets=[CORPUS])
+    deduplicate = StageOperator(task_id="deduplicate", dated=True, max_active_tis_per_dag=1)
+    decontaminate = StageOperator(task_id="decontaminate", dated=True)
+    pack = StageOperator(task_id="pack", dated=True, outlets=[CORPUS])
+
+    ingest >> clean >> deduplicate >> decontaminate >> pack

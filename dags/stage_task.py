@@ -24,7 +24,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from data_interval import resolve_interval
 
 REPO = Path(__file__).resolve().parent.parent
-RECIPES = ("tiny", "small_gpu", "dbrx")  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
+RECIPES = ("tiny", "smoke", "small_gpu", "dbrx")  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
 CORPUS = Asset("corpus")  # emitted per data day by pack, awaited by build_model
 
 REFUSED = 3  # exit code of jobs.run: a check or a budget said no, and would say so again
@@ -46,29 +46,27 @@ def gauntlet_param() -> Param:
 
 
 class StageOperator(BaseOperator):
-    """Runs one stage in a process of its own and returns its StageResult as a dict (the only thing XCom carries).
+    """Runs the stage named like the task in a process of its own and returns its StageResult as a dict (all that XCom carries).
 
-    ``results``: results of earlier stages (``earlier_task.output``); the table versions they name are pinned for this stage.
-    ``dated``: the stage works on one data day, taken from the run. ``arguments``: further arguments of ``jobs.run``.
+    The table versions named by the results of all stages upstream are pinned for this one. ``dated``: the stage works on one
+    data day, taken from the run. ``arguments``: further arguments of ``jobs.run``; empty ones are left out.
     """
 
-    template_fields = ("results", "arguments")
+    template_fields = ("arguments",)
     ui_color = "#e8f1f8"
 
-    def __init__(self, *, stage: str, results: Sequence[Any] = (), dated: bool = False, arguments: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *, dated: bool = False, arguments: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**{**RETRY, **kwargs})
-        self.stage = stage
-        self.results = list(results)
         self.dated = dated
         self.arguments = list(arguments)
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         recipe = context["params"]["recipe"]
-        command = [sys.executable, "-m", "jobs.run", self.stage, "--recipe", recipe, *(a for a in self.arguments if a)]
+        command = [sys.executable, "-m", "jobs.run", self.task_id, "--recipe", recipe, *(a for a in self.arguments if a)]
         if self.dated:
             command += ["--interval", resolve_interval(context)]
-        if inputs := pinned_inputs(self.results):
+        if inputs := pinned_inputs(self._upstream_results(context["ti"])):
             command += ["--inputs", json.dumps(inputs)]
         result = self._run(command, stage_environment(context))
         for asset in self.outlets:
@@ -85,6 +83,12 @@ class StageOperator(BaseOperator):
             os.killpg(process.pid, signal.SIGTERM)
         # Airflow kills this process 5 s after asking; the stage may need longer to write its cost row, so the deadline is another process's.
         subprocess.Popen([sys.executable, "-c", _KILL_LATE, str(process.pid), str(STOP_SECONDS)], start_new_session=True, stdin=subprocess.DEVNULL)
+
+    def _upstream_results(self, ti: Any) -> list[dict[str, Any] | None]:
+        """Results of the stages before this one, in the order they ran (None for a skipped one)."""
+        before = self.get_flat_relative_ids(upstream=True)
+        names = [task.task_id for task in self.dag.topological_sort() if task.task_id in before and isinstance(task, StageOperator)]
+        return [ti.xcom_pull(task_ids=name) for name in names]
 
     def _run(self, command: list[str], environment: dict[str, str]) -> dict[str, Any]:
         self.log.info("Starting: %s", " ".join(command[1:]))
@@ -103,12 +107,12 @@ class StageOperator(BaseOperator):
             out.seek(0)
             printed = out.read()
         if code == 0:
-            return last_json_line(printed, self.stage)
+            return last_json_line(printed, self.task_id)
         said = "\n".join(last_lines[-5:]) or "it said nothing"
         if code == REFUSED:
-            raise AirflowFailException(f"{self.stage} was refused and is not retried:\n{said}")
+            raise AirflowFailException(f"{self.task_id} was refused and is not retried:\n{said}")
         how = f"was stopped by signal {-code}" if code < 0 else f"failed with exit code {code}"
-        raise AirflowException(f"{self.stage} {how}:\n{said}")
+        raise AirflowException(f"{self.task_id} {how}:\n{said}")
 
     def _relay(self, stream: IO[str], last_lines: list[str]) -> None:
         for line in stream:

@@ -56,7 +56,8 @@ def evaluate(candidate: Candidate, champion: Candidate | None) -> list[Gate]:
              f"held-out loss {candidate.held_out_loss:.3f} against {candidate.unigram_loss:.3f} of a unigram model"),
         Gate("above_baseline", len(above), MIN_TASKS_ABOVE_BASELINE, len(above) >= MIN_TASKS_ABOVE_BASELINE,
              f"{len(above)} tasks above chance and best constant by {STANDARD_ERRORS:g} standard errors ({', '.join(above) or 'none'})"),
-        Gate("within_budget", candidate.cost_usd, candidate.budget_usd, affordable, f"cost ${candidate.cost_usd:.4f} of a budget of ${candidate.budget_usd:.4f}"),
+        Gate("within_budget", candidate.cost_usd, candidate.budget_usd, affordable,
+             f"cost ${candidate.cost_usd:.4f} of a budget of ${candidate.budget_usd:.4f}"),
     ]  # fmt: skip
     return [*gates, _not_worse(candidate, champion)]
 

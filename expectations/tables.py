@@ -32,6 +32,15 @@ class Rule:
         return f"{self.expectation}({columns})"
 
 
+def _unique(key: tuple[str, ...]) -> Rule:
+    """The rule that ``key`` identifies a row; an empty key means there is exactly one row."""
+    if not key:
+        return Rule("ExpectTableRowCountToEqual", {"value": 1})
+    if len(key) == 1:
+        return Rule("ExpectColumnValuesToBeUnique", {"column": key[0]})
+    return Rule("ExpectCompoundColumnsToBeUnique", {"column_list": list(key)})
+
+
 @dataclass(frozen=True)
 class Table:
     """``partition``: the column replaced as a whole by a re-run (``interval`` or ``run_key``), or "" for append-only."""
@@ -48,12 +57,7 @@ class Table:
         implied = [Rule("ExpectColumnValuesToNotBeNull", {"column": c.name}) for c in self.columns if not c.nullable and c.name != self.partition]
         if self.key and self.partition:
             key = tuple(k for k in self.key if k != self.partition)  # within one partition the partition column is constant
-            unique = (
-                Rule("ExpectColumnValuesToBeUnique", {"column": key[0]})
-                if len(key) == 1
-                else Rule("ExpectCompoundColumnsToBeUnique", {"column_list": list(key)})
-            )
-            implied.append(unique)
+            implied.append(_unique(key))
         object.__setattr__(self, "all_rules", (*implied, *self.rules))
 
     @property

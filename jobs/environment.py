@@ -5,6 +5,7 @@ Standard library only. Nothing read here may enter a run key.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
@@ -90,9 +91,7 @@ class Environment:
     def platform(self) -> dict[str, Any]:
         """Addresses of the running platform: the environment file's own, else those written by ``moeline up``; {} if neither."""
         addresses: dict[str, Any] = {}
-        try:
+        with contextlib.suppress(FileNotFoundError):
             addresses = json.loads((self.home / PLATFORM_FILE).read_text()).get("addresses", {})
-        except FileNotFoundError:
-            pass
         given = {key: self.services[key] for key in ("spark_remote", "ray_address", "mlflow_uri", "postgres_url") if self.services.get(key)}
         return {**addresses, **given}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.config import PackConfig, Recipe, TrainConfig
+from jobs.config import PackConfig, Recipe, SuiteConfig, TrainConfig
 from jobs.contract import MoelineError
 from models.config import ModelConfig
 
@@ -39,6 +39,13 @@ def tiny() -> Recipe:
     return _recipe("tiny", TrainConfig(model=model, tokens=1_200_000), tokenizer="bpe-4096-v1", budget_usd=0.25)
 
 
+def smoke() -> Recipe:
+    """Seconds: the whole path on a few megabytes, for tests. It learns almost nothing."""
+    model = ModelConfig(d_model=64, n_heads=2, n_kv_heads=1, n_layers=2, ffn_hidden=64, vocab_size=1024, max_seq_len=128)
+    train = TrainConfig(model=model, tokens=60_000, batch_sequences=8, checkpoint_every_steps=20, held_out_sequences=32)
+    return replace(_recipe("smoke", train, tokenizer="bpe-1024-v1", budget_usd=0.25), min_new_tokens=10_000, suite=SuiteConfig(items_per_task=40))
+
+
 def small_gpu() -> Recipe:
     """One data-centre GPU: 1.0B parameters, DBRX's shape in small."""
     model = ModelConfig(d_model=1024, n_heads=16, n_kv_heads=4, n_layers=16, ffn_hidden=1792, vocab_size=32_768, max_seq_len=2048)
@@ -56,7 +63,7 @@ def dbrx() -> Recipe:
     return _recipe("dbrx", train, tokenizer="bpe-100352-v1", budget_usd=12_000_000.0, on_over_budget="ask", min_new_tokens=10**12)
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (tiny, small_gpu, dbrx)}
+RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (tiny, smoke, small_gpu, dbrx)}
 
 
 def load(name: str, *, gauntlet_data: str | None = None) -> Recipe:

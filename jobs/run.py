@@ -25,7 +25,7 @@ from jobs import recipes
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
-from jobs.inputs import Inputs, landed_files, resolve_inputs
+from jobs.inputs import Inputs, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows
 from jobs.services import ledger, results
 from jobs.tools import StageTools, locked, process_name

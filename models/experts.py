@@ -101,6 +101,8 @@ def _grouped_mm(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_
 
     An expert without tokens is an empty group: it multiplies nothing and gets a zero gradient.
     """
+    if x_ND.dtype == torch.float64:
+        raise ValueError("grouped_mm has no float64 kernel: build the model with experts_backend='reference' for that.")
     order_R = indices_NK.flatten().argsort(stable=True)  # row r holds slot order_R[r]
     row_NK = torch.empty_like(order_R)
     row_NK[order_R] = torch.arange(len(order_R), device=order_R.device)
@@ -120,7 +122,7 @@ def _megablocks(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_
     grouped_gemm multiplies bf16 only, so on CUDA everything inside is bf16.
     """
     try:
-        from megablocks import grouped_gemm_util, ops  # noqa: PLC0415 - optional, and importing it needs CUDA
+        from megablocks import grouped_gemm_util, ops  # optional, and importing it needs CUDA
     except (ImportError, RuntimeError) as error:
         raise ValueError(MEGABLOCKS_MISSING.format(error=error)) from error
     if grouped_gemm_util.ops is None:

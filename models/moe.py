@@ -34,8 +34,9 @@ def load_balancing_loss(*, scores_per_layer: Sequence[Tensor], tokens_per_expert
     if len(scores_per_layer) != len(tokens_per_expert_per_layer) or not scores_per_layer:
         raise ValueError(f"{len(scores_per_layer)} layers of scores and {len(tokens_per_expert_per_layer)} of counts: give one of each per layer.")
     n_tokens, n_experts = scores_per_layer[0].shape
-    products = [counts_E.to(s_NE.dtype) @ s_NE.mean(0) for s_NE, counts_E in zip(scores_per_layer, tokens_per_expert_per_layer, strict=True)]
-    return torch.stack(products).sum() * (weight * n_experts / (len(products) * max(1, n_tokens) * top_k))
+    # Not a matrix product: autocast would round it to bf16. Not .mean(): no tokens at all must give 0, not nan.
+    products = [(counts_E * s_NE.sum(0)).sum() for s_NE, counts_E in zip(scores_per_layer, tokens_per_expert_per_layer, strict=True)]
+    return torch.stack(products).sum() * (weight * n_experts / (len(products) * max(1, n_tokens) ** 2 * top_k))
 
 
 def router_z_loss(*, logits_per_layer: Sequence[Tensor], weight: float) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.contract import MoelineError
 from jobs.environment import Environment
 
 if TYPE_CHECKING:
@@ -22,12 +21,13 @@ EXPERIMENT = "moeline"
 
 
 def client(env: Environment) -> MlflowClient:
-    """A client of the environment's MLflow server; raises MoelineError when there is none."""
-    uri = env.platform.get("mlflow_uri")
-    if not uri:
-        raise MoelineError("No MLflow server is configured. Start the platform with `moeline up`, or set mlflow_uri in the environment file.")
+    """A client of the environment's MLflow server, or of a local database when a stage is run by hand without the platform."""
     import mlflow
 
+    uri = env.platform.get("mlflow_uri")
+    if not uri:
+        env.home.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{env.home}/mlflow-by-hand.db"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -65,7 +65,8 @@ def start_or_resume_run(env: Environment, run_key: str, recipe: str, stage: str)
     api = client(env)
     experiment = api.get_experiment_by_name(EXPERIMENT)
     try:
-        experiment_id = experiment.experiment_id if experiment else api.create_experiment(EXPERIMENT)
+        local = None if env.platform.get("mlflow_uri") else (env.artifacts / "mlflow").as_uri()
+        experiment_id = experiment.experiment_id if experiment else api.create_experiment(EXPERIMENT, artifact_location=local)
     except Exception:  # two processes may create it at once; the second finds it
         found = api.get_experiment_by_name(EXPERIMENT)
         if found is None:

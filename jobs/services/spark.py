@@ -82,7 +82,7 @@ def _connect(remote: str) -> SparkSession:
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
-    address = remote.split("/;")[0]  # what follows may be a secret
+    address = remote.split("/;", maxsplit=1)[0]  # what follows may be a secret
     try:
         spark = SparkSession.builder.remote(remote).getOrCreate()
         spark.version  # noqa: B018 - the first call that reaches the server
@@ -108,8 +108,9 @@ def _ship_code_by_value() -> None:
 
     Workers outlive a stage on a running server: by name they would go on executing the code as it was when they first imported it.
     """
-    import jobs
     from pyspark import cloudpickle
+
+    import jobs
 
     cloudpickle.register_pickle_by_value(jobs)
 

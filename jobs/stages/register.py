@@ -34,7 +34,7 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     story = _lineage_json(lineage, checkpoint, tools)
     tags = {"recipe": tools.recipe, "checkpoint_sha256": checkpoint["sha256"], "cost_usd": f"{candidate.cost_usd:.6f}", "accuracy": f"{candidate.accuracy:.4f}"}
     with tools.lock("registry"):  # the alias is compared and set by one process at a time
-        run_id = checkpoint["mlflow_run_id"] or tools.tracker.run_id
+        run_id = checkpoint["mlflow_run_id"] or registry.start_or_resume_run(tools.env, tools.run_key, tools.recipe, "register").run_id
         version = registry.register_folder(api, run_id=run_id, folder=folder, model_name=config.model_name, run_key=tools.run_key, tags=tags)
         before = registry.champion(api, config.model_name)
         if before is not None and before.version == version.version:
@@ -87,10 +87,9 @@ def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
 
     import models
     from jobs.services import pyfunc_source
-    from jobs.services.training import export_checkpoint
 
     exported = Path(tools.scratch) / "huggingface"
-    export_checkpoint(tools, checkpoint, exported)
+    _export(checkpoint, tools, exported)
     folder = Path(tools.scratch) / "mlflow_model"
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]), params=ParamSchema([ParamSpec("max_new_tokens", "long", 32)])
@@ -103,6 +102,24 @@ def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
     if len(answer) != 1 or not isinstance(answer[0], str):
         raise MoelineError(f"The exported model answered {answer!r} to a prompt; it must give one string. Nothing was registered.")
     return folder
+
+
+def _export(checkpoint: Mapping[str, Any], tools: Tools, folder: Path) -> None:
+    """Hugging Face DBRX folder of a checkpoint whose files still have the recorded hash."""
+    from models import huggingface
+    from models.checkpoint import read, verify
+    from models.config import ModelConfig
+    from models.transformer import Transformer
+
+    source = Path(tools.artifact_dir(checkpoint["uri"]))
+    found = verify(source)
+    if found != checkpoint["sha256"]:
+        raise MoelineError(f"Checkpoint {checkpoint['uri']} was recorded with sha256 {checkpoint['sha256']} and now has {found}. Run stage train again.")
+    config = ModelConfig(**json.loads(checkpoint["config"])["model"])
+    model = Transformer(config)
+    model.load_state_dict(read(source)[0]["model"])
+    tokenizer = Path(tools.artifact_dir(f"tokenizers/{tools.lineage()['pack'].metrics['tokenizer_id']}")) / "tokenizer.json"
+    huggingface.export(model, config, folder, tokenizer.read_bytes(), eos_id=0, pad_id=1)
 
 
 def _lineage_json(lineage: Mapping[str, StageResult], checkpoint: Mapping[str, Any], tools: Tools) -> dict[str, Any]:

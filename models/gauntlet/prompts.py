@@ -38,7 +38,7 @@ class TokenizersEncoder:
     @classmethod
     def from_bytes(cls, content: bytes) -> TokenizersEncoder:
         """Read the bytes of a tokenizer.json; its end-of-text token is found by its usual names."""
-        from tokenizers import Tokenizer  # noqa: PLC0415 - not needed to read benchmarks
+        from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_buffer(content)
         names = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
@@ -201,7 +201,7 @@ class _Assembler:
         return Request(
             item_id=item.item_id, kind=task.kind, contexts=tuple(cut), continuations=tuple(a for _, a in pairs) if task.kind != GENERATION else (),
             options=options or ((row["continuation"],) if task.kind == LANGUAGE_MODELING else ()),
-            gold=row["gold"] if "gold" in row else 0 if task.kind == LANGUAGE_MODELING else -1,
+            gold=row.get("gold", 0 if task.kind == LANGUAGE_MODELING else -1),
             answers=tuple(dict.fromkeys((row["answer"], *(row.get("aliases") or ())))) if task.kind == GENERATION else (),
             max_new_tokens=self.max_new_tokens, truncated=any(len(c) < len(full) for c, (full, _) in zip(cut, pairs, strict=True)),
             subset=str(row["category"]) if task.has_categories else "", prompt=f"{shots_text}{texts[0]}",

@@ -151,7 +151,7 @@ def _gauntlet_places(gauntlet_yaml: Path) -> dict[tuple[str, int], tuple[str, fl
 
 
 def _yaml(file: Path) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 - only here, so that own-data tasks need no YAML
+    import yaml
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))

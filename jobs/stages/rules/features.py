@@ -9,56 +9,67 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import cached_property
+from collections.abc import Callable
+from typing import Any
 
-_WORD = re.compile(r"[^\W_]+(?:[._'’]+[^\W_]+)*|\.{2,}|-{2,}|[^\w\s]|_")
+_WORD = re.compile(r"[^\W_]+(?:[._'\u2019]+[^\W_]+)*|\.{2,}|-{2,}|[^\w\s]|_")
 _LETTER = re.compile(r"[^\W\d_]")
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 
 
 class Features:
-    """Lazily computed views of one text; a rule set that needs no words never splits them."""
+    """Views of one text, made when first asked for; a rule set that needs no words never splits them.
+
+    Not functools.cached_property: rules are shipped to Spark workers by value, and its lock (Python 3.11) cannot travel.
+    """
 
     def __init__(self, text: str):
         self.text = text
+        self._made: dict[str, Any] = {}
 
-    @cached_property
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """``make()``, kept for the other rules of this document that ask for the same key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @property
     def n_bytes(self) -> int:
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
-    @cached_property
+    @property
     def lines(self) -> list[str]:
         """Every line, blank ones too, without line ends."""
-        return self.text.splitlines()
+        return self.once("lines", self.text.splitlines)
 
-    @cached_property
+    @property
     def full_lines(self) -> list[str]:
         """Lines with anything but white space in them."""
-        return [line for line in self.text.split("\n") if line and not line.isspace()]
+        return self.once("full_lines", lambda: [line for line in self.text.split("\n") if line and not line.isspace()])
 
-    @cached_property
+    @property
     def paragraphs(self) -> list[str]:
-        return _PARAGRAPH_BREAK.split(self.text.strip())
+        return self.once("paragraphs", lambda: _PARAGRAPH_BREAK.split(self.text.strip()))
 
-    @cached_property
+    @property
     def words(self) -> list[str]:
         """Words in order, punctuation marks included."""
-        return _WORD.findall(self.text)
+        return self.once("words", lambda: _WORD.findall(self.text))
 
-    @cached_property
+    @property
     def word_counts(self) -> Counter[str]:
-        return Counter(self.words)
+        return self.once("word_counts", lambda: Counter(self.words))
 
-    @cached_property
+    @property
     def plain_word_counts(self) -> dict[str, int]:
         """Counts of the words that are not punctuation."""
-        return {word: n for word, n in self.word_counts.items() if word[0].isalnum()}
+        return self.once("plain_word_counts", lambda: {word: n for word, n in self.word_counts.items() if word[0].isalnum()})
 
-    @cached_property
+    @property
     def n_plain_words(self) -> int:
-        return sum(self.plain_word_counts.values())
+        return self.once("n_plain_words", lambda: sum(self.plain_word_counts.values()))
 
-    @cached_property
+    @property
     def n_words_with_letter(self) -> int:
         return sum(n for word, n in self.plain_word_counts.items() if word.isalpha() or _LETTER.search(word))
 

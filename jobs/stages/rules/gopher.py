@@ -170,13 +170,7 @@ def repetition_rules(
         return lambda features: top_ngram_char_share(features, n)
 
     def duplicate(n: int):
-        def measure(features: Features) -> float:
-            shares = features.__dict__.get("duplicate_ngram_char_shares")  # all n in one pass, kept with the other features
-            if shares is None:
-                shares = features.__dict__["duplicate_ngram_char_shares"] = duplicate_ngram_char_shares(features, sizes)
-            return shares[n]
-
-        return measure
+        return lambda features: features.once("duplicate_ngrams", lambda: duplicate_ngram_char_shares(features, sizes))[n]
 
     return (
         Rule("gopher_repetition.duplicate_line_share", duplicate_line_share, maximum=max_duplicate_lines),

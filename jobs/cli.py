@@ -1,0 +1,169 @@
+"""moeline: from raw text to a registered mixture-of-experts model, every step checked and priced.
+
+Every command takes --json (the result on stdout, nothing else) and --debug (tracebacks). Errors say what was asked, what was found and
+what to do; the exit status is 0 only when everything asked for was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+
+_EXAMPLES = """examples:
+  moeline up                                       start the local platform (PostgreSQL, Airflow, Spark, Ray, MLflow)
+  moeline run --recipe tiny --days 3               the whole job through Airflow, with progress
+  moeline backfill --from 2026-11-01 --to 2026-11-03
+  moeline stage clean --recipe tiny --interval 2026-11-01
+  moeline report --json                            runs by cost and accuracy
+"""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _up(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs.services import platform
+
+    return platform.up(env, echo=_say)
+
+
+def _down(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs.services import platform
+
+    return platform.down(env)
+
+
+def _status(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs.services import ledger, platform
+
+    ledger.reconcile(env)
+    found = platform.status(env)
+    if not arguments.json:
+        print(platform.render_status(found))
+    return found
+
+
+def _run(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import launch
+
+    return launch.run(env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data)
+
+
+def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import launch
+
+    return launch.backfill(
+        env, arguments.first, arguments.last, recipe=arguments.recipe, reprocess=arguments.reprocess, echo=_say, gauntlet_data=arguments.gauntlet_data
+    )
+
+
+def _stage(arguments: argparse.Namespace, env: Any) -> Any:
+    import dataclasses
+
+    from jobs import recipes, run
+
+    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data)
+    inputs = json.loads(arguments.inputs)
+    result = run.run_stage(env, arguments.name, recipe, interval=arguments.interval, inputs=inputs, gauntlet_data=arguments.gauntlet_data)
+    if not arguments.json:
+        outputs = ", ".join(result.outputs.values())
+        spent = "reused, nothing spent" if result.reused else f"{result.wall_seconds:.1f} s, ${result.cost_usd:.4f}"
+        print(f"{result.stage}: {outputs} ({spent})")
+    return dataclasses.asdict(result)
+
+
+def _report(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs.services import ledger, report
+
+    ledger.reconcile(env)
+    if not arguments.json:
+        print(report.render(env), end="")
+    return report.summary(env)
+
+
+def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import launch, sample_data
+
+    days = arguments.day or launch.sample_days(env, arguments.days)
+    found = sample_data.write(env.landing, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else _say)
+    if not arguments.json:
+        print(found)
+    return getattr(found, "__dict__", None) or {"days": list(days)}
+
+
+def _add_commands(commands: Any) -> None:
+    def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
+        found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+        found.set_defaults(action=action)
+        found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+        found.add_argument("--debug", action="store_true", help="show tracebacks")
+        found.add_argument("--env", help="environment in infra/env, or a .toml file (default: MOELINE_ENV or local)")
+        found.add_argument("--home", help="folder of tables, landing zone, logs and state (default: MOELINE_HOME or .moeline in the checkout)")
+        return found
+
+    def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument("--recipe", default="tiny", help="a function of jobs/recipes.py (default: tiny)")
+        found.add_argument("--gauntlet-data", help="folder with Foundry's task files and data to evaluate on as well (default: GAUNTLET_DATA)")
+        return found
+
+    add("up", _up, "Start the local platform (PostgreSQL, Airflow, Spark Connect, Ray, MLflow) on loopback; harmless when it runs already.")
+    add("down", _down, "Stop every service of the platform, and nothing else. Tables, models and history stay.")
+    add("status", _status, "Health, address, log and restarts of every service.")
+    run = with_recipe(add("run", _run, "The main job through Airflow: sample corpus, backfill of its days, one model build; with progress."))
+    run.add_argument("--days", type=int, default=3, help="data days of sample corpus (default: 3)")
+    fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
+    fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
+    fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")
+    fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
+    stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
+    stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
+    stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
+    stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
+    add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
+    sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
+    sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
+    sample.add_argument("--megabytes", type=float, default=45.0, help="text over all days (default: 45)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    found = argparse.ArgumentParser(prog="moeline", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_commands(found.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``moeline``; returns the exit status."""
+    import os
+
+    arguments = parser().parse_args(argv)
+    if hasattr(arguments, "gauntlet_data"):
+        data = arguments.gauntlet_data or os.environ.get("GAUNTLET_DATA") or None
+        arguments.gauntlet_data = str(Path(data).resolve()) if data else None
+    try:
+        from jobs.environment import Environment
+
+        outcome = arguments.action(arguments, Environment.load(arguments.env, arguments.home))
+    except MoelineError as problem:
+        if arguments.debug:
+            raise
+        _say(f"moeline {arguments.command}: {problem}")
+        return 3 if type(problem).__name__ in ("CheckFailed", "BudgetExceeded") else 1
+    except KeyboardInterrupt:
+        _say(f"moeline {arguments.command}: interrupted")
+        return 130
+    if arguments.json:
+        print(json.dumps(outcome, default=str, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

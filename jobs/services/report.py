@@ -1,0 +1,227 @@
+"""The read side: every model build with its cost, accuracy, forecast and checks, from the tables alone (no Spark, no MLflow).
+
+``moeline report`` prints it, the page in Airflow draws it. Missing stays missing (None): a cost or a score nobody measured is never 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobs.contract import StageResult, TableVersion
+from jobs.environment import Environment
+from jobs.services import delta, results
+
+BUILD = ("forecast", "train", "evaluate", "review", "register")
+_LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
+
+
+class Records:
+    """Everything the report reads, read once."""
+
+    def __init__(self, env: Environment) -> None:
+        stages = ("ingest", "clean", "deduplicate", "decontaminate", "pack", *BUILD)
+        self.by_stage: dict[str, list[StageResult]] = {stage: results.of_stage(env, stage) for stage in stages}
+        self.by_output = {version: r for found in self.by_stage.values() for r in found for version in r.outputs.values()}
+        self.costs = delta.rows(env, "costs")
+        self.costs_of = _grouped(self.costs, "x_RunKey")
+        self.checks_of = _grouped(delta.rows(env, "checks"), "run_key")
+        self.scores_of = _grouped(delta.rows(env, "scores"), "run_key")
+        self.forecasts_of = _grouped(delta.rows(env, "forecasts"), "run_key")
+        self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
+        promoted = [r["model_version"] for r in self.registrations if r["promoted"]]
+        self.champion = promoted[-1] if promoted else None
+
+    def corpus(self, sequences: str | None) -> list[StageResult]:
+        """Every preparation result behind a version of ``sequences``: the newest of each day, followed back."""
+        if sequences is None:
+            return []
+        limit = TableVersion.parse(sequences)
+        days: dict[str | None, StageResult] = {}
+        for packed in self.by_stage["pack"]:
+            if packed.table("sequences") <= limit:
+                days[packed.interval] = packed
+        found: dict[str, StageResult] = {}
+        waiting = list(days.values())
+        while waiting:
+            result = waiting.pop()
+            if result.run_key in found:
+                continue
+            found[result.run_key] = result
+            # only this day's own inputs: other days' rows (deduplication) are those days' cost
+            parents = (self.by_output.get(v) for v in result.inputs.values())
+            waiting += [p for p in parents if p is not None and p.interval == result.interval]
+        return list(found.values())
+
+
+def _grouped(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, list[Any]]:
+    grouped = defaultdict(list)
+    for row in rows:
+        grouped[row[key]].append(row)
+    return grouped
+
+
+def runs(env: Environment) -> list[dict[str, Any]]:
+    """One dict per model build, oldest first (the fields of ``moeline report --json``, plus details for the page)."""
+    records = Records(env)
+    builds = [_build(records, trained) for trained in records.by_stage["train"]]
+    known = {stages["forecast"].run_key for stages in builds if "forecast" in stages}
+    builds += [{"forecast": r} for r in records.by_stage["forecast"] if r.run_key not in known]  # stopped before training
+    described = [_describe(records, stages) for stages in builds]
+    return sorted(described, key=lambda run: run["finished_at"])
+
+
+def _build(records: Records, trained: StageResult) -> dict[str, StageResult]:
+    """The results of one build by stage, joined by the versions they read."""
+    stages = {"train": trained}
+    sequences = trained.inputs.get("sequences")
+    forecasts = [r for r in records.by_stage["forecast"] if r.recipe == trained.recipe and r.inputs.get("sequences") == sequences]
+    if forecasts:
+        stages["forecast"] = forecasts[-1]
+    for stage, table, parent in (("evaluate", "checkpoints", "train"), ("review", "responses", "evaluate"), ("register", "checkpoints", "train")):
+        if parent in stages:
+            wanted = stages[parent].outputs[table]
+            children = [r for r in records.by_stage[stage] if r.inputs.get(table) == wanted]
+            if children:
+                stages[stage] = children[-1]
+    return stages
+
+
+def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, Any]:
+    anchor = stages.get("train") or stages["forecast"]
+    corpus = records.corpus(anchor.inputs.get("sequences"))
+    own = list(stages.values())
+    charges = [c for r in (*corpus, *own) for c in records.costs_of[r.run_key]]
+    trained = stages["train"].metrics if "train" in stages else {}
+    run: dict[str, Any] = {
+        "run_id": _run_id(records, anchor), "recipe": anchor.recipe, "status": _status(stages), "finished_at": max(r.finished_at for r in own),
+        "params_total": trained.get("params_total"), "params_active": trained.get("params_active"), "tokens": trained.get("tokens"),
+        "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None, "cost_by_phase": _sum_by(charges, "x_Phase"),
+        "cost_by_stage": _sum_by(charges, "x_Stage"), "wasted_usd": sum(c["BilledCost"] for c in charges if c["x_Outcome"] in ("failed", "killed")),
+        "energy_kwh": sum(c["x_EnergyKwh"] for c in charges) if charges else None, "wall_seconds": sum(r.wall_seconds for r in own),
+        "loss": trained.get("held_out_loss"), "unigram_loss": trained.get("unigram_loss"),
+        "checks_passed": sum(int(r.metrics.get("checks_passed", 0)) for r in (*corpus, *own)),
+        "checks_failed": sum(int(r.metrics.get("checks_failed", 0)) for r in (*corpus, *own)),
+        "days": sorted({r.interval for r in corpus if r.interval}), "run_keys": {stage: r.run_key for stage, r in stages.items()},
+    }  # fmt: skip
+    run.update(_forecast(records, stages.get("forecast")))
+    run.update(_scores(records, stages.get("evaluate")))
+    run.update(_registration(records, stages.get("register")))
+    run["checks"] = [_check(row) for r in (*corpus, *own) for row in records.checks_of[r.run_key]]
+    return run
+
+
+def _run_id(records: Records, anchor: StageResult) -> str:
+    named = [c["x_DagRunId"] for c in records.costs_of[anchor.run_key] if c["x_DagRunId"]]
+    return named[-1] if named else f"by-hand-{anchor.run_key[:8]}"
+
+
+def _status(stages: Mapping[str, StageResult]) -> str:
+    for stage, word in (("register", "registered"), ("evaluate", "evaluated"), ("train", "trained")):
+        if stage in stages:
+            return word
+    return f"forecast: {stages['forecast'].metrics.get('decision', 'made')}"
+
+
+def _sum_by(charges: Iterable[Mapping[str, Any]], key: str) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for charge in charges:
+        total[charge[key]] += charge["BilledCost"]
+    return dict(total)
+
+
+def _forecast(records: Records, result: StageResult | None) -> dict[str, Any]:
+    rows = records.forecasts_of[result.run_key] if result else []
+    shown = [{k: row[k] for k in ("metric", "predicted", "low", "high", "naive", "decision")} for row in rows]
+    by_metric = {row["metric"]: row for row in rows}
+    loss, accuracy, cost = (by_metric.get(m, {}) for m in ("loss", "accuracy", "cost_usd"))
+    return {
+        **{ours: loss.get(theirs) for theirs, ours in _LOSS.items()}, "accuracy_forecast": accuracy.get("predicted"), "cost_forecast": cost.get("predicted"),
+        "forecast": shown, "forecast_id": rows[0]["content_hash"] if rows else None,
+    }  # fmt: skip
+
+
+def _scores(records: Records, result: StageResult | None) -> dict[str, Any]:
+    rows = records.scores_of[result.run_key] if result else []
+    overall = next((r for r in rows if r["benchmark"] == "**"), {})
+    fields = ("benchmark", "category", "n", "accuracy", "stderr", "chance", "best_constant", "score", "n_contaminated")
+    return {
+        "accuracy": overall.get("accuracy"), "accuracy_stderr": overall.get("stderr"),
+        "scores": [{k: r[k] for k in fields} for r in rows if not r["benchmark"].startswith("*")],
+        "scores_by_category": [{k: r[k] for k in fields} for r in rows if r["benchmark"] == "*"],
+    }  # fmt: skip
+
+
+def _registration(records: Records, result: StageResult | None) -> dict[str, Any]:
+    row = next((r for r in records.registrations if result and r["run_key"] == result.run_key), None)
+    if row is None:
+        return {"registered": False, "model_name": None, "model_version": None, "aliases": [], "gates": []}
+    held = [a for a in row["aliases"] if a != "champion" or row["model_version"] == records.champion]  # a later champion took the alias
+    return {
+        "registered": True, "model_name": row["model_name"], "model_version": row["model_version"], "aliases": held, "gates": json.loads(row["gates"]),
+    }  # fmt: skip
+
+
+def _check(row: Mapping[str, Any]) -> dict[str, Any]:
+    fields = ("stage", "interval", "table_name", "rule", "severity", "observed", "passed", "failed_rows", "where_rejected")
+    return {k: row[k] for k in fields}
+
+
+def attempts(env: Environment) -> list[dict[str, Any]]:
+    """Every charge, newest first: one row per attempt, failed and killed ones too."""
+    return sorted(delta.rows(env, "costs"), key=lambda c: c["ChargePeriodStart"], reverse=True)
+
+
+SUMMARY = (
+    "run_id", "recipe", "status", "model_version", "params_total", "params_active", "tokens", "cost_usd", "cost_by_phase", "wasted_usd", "wall_seconds",
+    "loss", "loss_forecast", "loss_low", "loss_high", "accuracy", "accuracy_stderr", "accuracy_forecast", "checks_passed", "checks_failed", "registered",
+    "aliases",
+)  # fmt: skip
+
+
+def summary(env: Environment) -> dict[str, Any]:
+    """What ``moeline report --json`` prints: the runs, and what all attempts together cost and wasted."""
+    found = [{k: run[k] for k in SUMMARY} for run in runs(env)]
+    charges = delta.rows(env, "costs")
+    wasted = [c for c in charges if c["x_Outcome"] in ("failed", "killed")]
+    return {
+        "runs": found, "total_usd": sum(c["BilledCost"] for c in charges), "wasted_usd": sum(c["BilledCost"] for c in wasted), "attempts": len(charges),
+        "failed_attempts": len(wasted), "cost_by_phase": _sum_by(charges, "x_Phase"),
+    }  # fmt: skip
+
+
+def render(env: Environment) -> str:
+    """The report as text for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = summary(env)
+    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115 - rich wants a file to write to; we export the text
+    table = Table(title="Runs: cost against accuracy", title_justify="left")
+    for heading in ("run", "recipe", "model", "tokens", "cost $", "wasted $", "loss (forecast)", "accuracy", "checks", "alias"):
+        table.add_column(heading, justify="left" if heading in ("run", "recipe", "alias") else "right")
+    for run in found["runs"]:
+        table.add_row(*_cells(run))
+    console.print(table)
+    phases = ", ".join(f"{phase} ${usd:.4f}" for phase, usd in sorted(found["cost_by_phase"].items()))
+    console.print(
+        f"All {found['attempts']} attempts: ${found['total_usd']:.4f} ({phases or 'nothing spent yet'}); "
+        f"wasted ${found['wasted_usd']:.4f} in {found['failed_attempts']} failed ones."
+    )
+    return console.export_text()
+
+
+def _cells(run: Mapping[str, Any]) -> list[str]:
+    def number(value: Any, form: str) -> str:
+        return "missing" if value is None else format(value, form)
+
+    forecast = "" if run["loss_forecast"] is None else f" ({run['loss_forecast']:.3f}, {run['loss_low']:.3f} to {run['loss_high']:.3f})"
+    error = "" if run["accuracy_stderr"] is None else f" ± {run['accuracy_stderr']:.3f}"
+    version = "none" if run["model_version"] is None else f"v{run['model_version']}"
+    return [
+        run["run_id"], run["recipe"], version, number(run["tokens"], ",d"), number(run["cost_usd"], ".4f"), number(run["wasted_usd"], ".4f"),
+        number(run["loss"], ".3f") + forecast, number(run["accuracy"], ".3f") + error, f"{run['checks_passed']} ok, {run['checks_failed']} not",
+        ", ".join(run["aliases"]) or run["status"],
+    ]  # fmt: skip

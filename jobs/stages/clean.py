@@ -1,0 +1,150 @@
+"""Clean: ``documents`` -> ``clean_documents`` (normalised, with every measured score) and ``rejections`` (every broken rule).
+
+Change here: order of steps, how texts are normalised. Not here: rules and thresholds (jobs/stages/rules), which rules a source
+gets and which licences may train (CleanConfig), licence expressions (jobs/stages/rules/licence.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from jobs.config import CleanConfig
+from jobs.contract import MoelineError, StageOutput, Tools
+from jobs.stages import rules
+from jobs.stages.rules.licence import LicenceList
+from jobs.stages.rules.normalise import normalise
+
+ENGINE = "spark"
+READS = {"documents": "interval"}
+WRITES = ("clean_documents", "rejections")
+REVISION = 1
+
+_BATCH_BYTES = 4 << 20
+_JUDGED = (
+    "doc_id string, source string, uri string, licence string, text string, n_bytes bigint, scores string, "
+    "broken array<struct<rule:string,value:double,threshold:double,detail:string>>"
+)
+_EMPTY = rules.Rule("text.bytes", lambda features: features.n_bytes, minimum=1)  # holds for every source: normalising can leave nothing
+
+
+def rules_by_source(config: CleanConfig) -> dict[str, tuple[rules.Rule, ...]]:
+    """The rules of every configured source (``*``: all others). Raises MoelineError for unknown or ambiguous names."""
+    chosen: dict[str, tuple[rules.Rule, ...]] = {}
+    for source, names in config.rules:
+        if source in chosen:
+            raise MoelineError(f"CleanConfig.rules names source {source!r} twice. Put all its rule sets into one entry.")
+        chosen[source] = (_EMPTY, *rules.select(names))
+    if "*" not in chosen:
+        raise MoelineError("CleanConfig.rules has no entry '*' for all other sources. Add one, e.g. ('*', ('gopher_quality',)), or ('*', ()) to keep all.")
+    return chosen
+
+
+def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
+    """Judge every document once; kept + rejected = documents.
+
+    Raises:
+        MoelineError: an unknown rule set or licence identifier in the config, before any row is read.
+    """
+    from pyspark.sql import functions as f
+
+    chosen = rules_by_source(config)
+    LicenceList(config.allowed_licences, config.allow_unknown_licence)
+    columns = ("doc_id", "source", "uri", "licence", "text")
+    # One landing file may be one partition; judging is the expensive part and rows are independent.
+    documents = inputs["documents"].select(*columns).repartition(f.col("doc_id"))
+    judged = tools.materialise(documents.mapInArrow(partial(_judge_batches, config=config), _JUDGED))
+    kept = judged.where(f.size("broken") == 0).select("doc_id", "source", "uri", "licence", "text", "n_bytes", "scores")
+    broken = judged.where(f.size("broken") > 0).select("doc_id", "source", f.explode("broken").alias("b"))
+    rejections = broken.select("doc_id", "source", f.lit("clean").alias("stage"), "b.rule", "b.value", "b.threshold", "b.detail")
+    return StageOutput({"clean_documents": kept, "rejections": rejections}, _metrics(judged, chosen))
+
+
+def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:
+    from pyspark.sql import functions as f
+
+    is_kept = f.size("broken") == 0
+    by_source = (
+        judged.groupBy("source")
+        .agg(
+            f.count(f.lit(1)).alias("documents"),
+            f.sum(is_kept.cast("int")).alias("kept"),
+            f.sum(f.when(is_kept, f.col("n_bytes"))).alias("bytes"),
+            f.sum((is_kept & f.col("licence").isNull()).cast("int")).alias("unknown_licence"),
+        )
+        .collect()
+    )
+    per_rule = judged.select("source", f.explode("broken.rule").alias("rule")).groupBy("source", "rule").count().collect()
+    rejected_by_rule: dict[str, int] = {}
+    for row in per_rule:
+        rejected_by_rule[row["rule"]] = rejected_by_rule.get(row["rule"], 0) + row["count"]
+    # A rule that never fires may be a dead one (a misspelt name went unnoticed for years in a public pipeline): say so.
+    applied = {rule.name for row in by_source for rule in chosen.get(row["source"], chosen["*"])}
+    documents, kept = (sum(row[name] for row in by_source) for name in ("documents", "kept"))
+    return {
+        "documents": documents,
+        "kept": kept,
+        "rejected": documents - kept,
+        "bytes": sum(row["bytes"] or 0 for row in by_source),
+        "kept_unknown_licence": sum(row["unknown_licence"] for row in by_source),
+        "by_source": {row["source"]: {"documents": row["documents"], "kept": row["kept"], "bytes": row["bytes"] or 0} for row in sorted(by_source)},
+        "rejected_by_rule": dict(sorted(rejected_by_rule.items())),
+        "rules_without_rejection": sorted(applied - rejected_by_rule.keys()),
+    }
+
+
+def _judge_batches(batches: Iterable[Any], *, config: CleanConfig) -> Iterator[Any]:
+    """Arrow batches of documents -> Arrow batches of judged documents; the text travels on only when kept."""
+    import pyarrow as pa
+
+    judge = Judge(config)
+    broken = pa.list_(pa.struct([("rule", pa.string()), ("value", pa.float64()), ("threshold", pa.float64()), ("detail", pa.string())]))
+    names = ("doc_id", "source", "uri", "licence", "text", "n_bytes", "scores", "broken")
+    types = (pa.string(), pa.string(), pa.string(), pa.string(), pa.string(), pa.int64(), pa.string(), broken)
+    schema = pa.schema(list(zip(names, types, strict=True)))
+
+    def batch() -> Any:
+        return pa.record_batch([pa.array(column, field.type) for column, field in zip(zip(*held, strict=True), schema, strict=True)], schema=schema)
+
+    held: list[tuple[Any, ...]] = []
+    size = 0
+    for documents in batches:
+        columns = [documents.column(name) for name in names[:5]]
+        for i in range(documents.num_rows):
+            doc_id, source, uri, licence, text = (column[i].as_py() for column in columns)
+            held.append((doc_id, source, uri, licence, *judge(source, licence, text)))
+            size += held[-1][5]
+            if size >= _BATCH_BYTES:
+                yield batch()
+                held, size = [], 0
+    if held:
+        yield batch()
+
+
+class Judge:
+    """Normalises and judges single documents under one config."""
+
+    def __init__(self, config: CleanConfig):
+        self._rules = rules_by_source(config)
+        self._is_code = {source: "code" in names for source, names in config.rules}
+        self._licences = LicenceList(config.allowed_licences, config.allow_unknown_licence)
+
+    def __call__(self, source: str, licence: str | None, text: str) -> tuple[str | None, int, str, list[dict[str, Any]]]:
+        """Normalised text (None when rejected), its UTF-8 bytes, scores as JSON, and one entry per broken rule."""
+        key = source if source in self._rules else "*"
+        features = rules.Features(normalise(text, is_code=self._is_code[key]))
+        broken: list[dict[str, Any]] = []
+        refused = self._licences.refuse(licence)
+        if refused:
+            broken.append({"rule": refused, "value": None, "threshold": None, "detail": licence})
+        scores = {}
+        for rule in self._rules[key]:
+            value = float(rule.measure(features))
+            scores[rule.name] = round(value, 6)
+            limit = rule.broken_limit(value)
+            if limit is not None:
+                broken.append({"rule": rule.name, "value": value, "threshold": float(limit), "detail": None})
+        kept = None if broken else features.text
+        return kept, features.n_bytes, json.dumps(scores, sort_keys=True, allow_nan=False), broken

@@ -1,0 +1,236 @@
+"""Deduplicate: keep one of every group of equal or nearly equal documents, of this day and against what other days kept.
+
+Change here: what counts as a duplicate and which copy survives. Not here: hashing and similarity (jobs/minhash.py), thresholds
+(DeduplicateConfig in jobs/config.py).
+
+The rule, in this order:
+1. Exact. Documents whose normalised text (lower case, white space squeezed) has the same 64-bit hash are one; the survivor is the
+   longest (n_bytes), then the one with the smallest doc_id. If another day kept the same text, that one survives instead. Texts too
+   short for a shingle are compared in this way only.
+2. Near. Survivors of 1 that share an LSH band with another one, or with a document kept on another day, are candidates. In a
+   bucket of more than _HUBS documents each is compared with its first _HUBS only, so that a huge bucket costs linear, not quadratic
+   work. Every candidate pair is verified: true Jaccard similarity of the shingle sets of both texts, at least ``min_jaccard``.
+3. Stars, not chains. Documents are decided from the longest to the shortest (ties: doc_id): one is dropped if a verified partner was
+   already kept, else it is kept. Documents that other days kept come before all. A chain a~b~c therefore never drops c for a when c and a
+   are not similar themselves: every dropped document is verified against the very document that is kept in its place. Among several
+   kept partners one of another day is named first, then the most similar, then the smallest (interval, doc_id).
+
+``cluster_size`` counts the kept document and everything of this day that was dropped for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs.config import DeduplicateConfig
+from jobs.contract import MoelineError, StageOutput, Tools
+from jobs.minhash import MinHash, WordHashes, jaccard, shingles, text_hash
+from jobs.stars import DROPPED, decide, decide_in_spark
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame
+
+ENGINE = "spark"
+READS = {"clean_documents": "interval", "fingerprints": "other_intervals", "unique_documents": "other_intervals"}
+WRITES = ("unique_documents", "duplicates", "fingerprints")  # fingerprints last: a reader of them finds the documents they name
+UNMOVED = ("fingerprints",)  # what other days kept decides what this day keeps
+REVISION = 1
+
+_EXACT_BAND = -1
+_HUBS = 16
+_COLLECTED_PAIRS = 500_000  # about 60 MB in this process; more pairs are decided in Spark
+_BATCH_CHARS = 8_000_000
+_SIGNED = "doc_id string, n_bytes bigint, exact bigint, bands array<bigint>"
+_PAIRS = "kept_interval string, kept_doc_id string, doc_id string, jaccard double"
+
+
+def run(config: DeduplicateConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
+    """Rows of ``unique_documents``, ``duplicates`` and ``fingerprints`` of one day; metrics count what was found and dropped."""
+    from pyspark.sql import functions as f
+
+    interval = str(tools.interval)
+    documents = inputs["clean_documents"]
+    tools.progress(0, 4, "signatures")
+    signed = tools.materialise(_group_exact(_sign(documents, config, tools), inputs.get("fingerprints"), tools))
+    survivors = signed.where("other_interval is null and doc_id = exact_doc_id")
+    tools.progress(1, 4, "candidate pairs")
+    pairs = _verify(_candidates(survivors, inputs.get("fingerprints"), interval), documents, inputs.get("unique_documents"), config, interval, tools)
+    near, counted = _decide(pairs, config.min_jaccard, interval, tools)
+    tools.progress(2, 4, "duplicates")
+    duplicates = tools.materialise(_duplicates(signed, near, interval))
+    kept = signed.join(duplicates.select("doc_id"), "doc_id", "left_anti")
+    bands = f.posexplode(f.concat(f.array("exact"), "bands")).alias("position", "hash")
+    fingerprints = kept.select("doc_id", bands).select((f.col("position") + _EXACT_BAND).cast("int").alias("band"), "hash", "doc_id")
+    tables = {
+        "unique_documents": documents.join(duplicates.select("doc_id"), "doc_id", "left_anti").select(documents.columns),
+        "duplicates": duplicates,
+        "fingerprints": fingerprints.withColumn("interval", f.lit(interval)),
+    }
+    metrics = _metrics(signed, duplicates) | counted
+    tools.progress(3, 4, f"{metrics['duplicates']} of {metrics['documents']} documents dropped")
+    return StageOutput(tables, metrics)
+
+
+def _sign(documents: DataFrame, config: DeduplicateConfig, tools: Tools) -> DataFrame:
+    """One row per document: hash of its normalised text and its LSH bands (none when it is shorter than a shingle)."""
+    minhash = MinHash(config.bands, config.rows, config.seed)
+
+    def sign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield from _signed(batch, minhash, config.shingle_words)
+
+    # A day may be one file, which is read by one task: spread it over the cores.
+    partitions = int(tools.spark.conf.get("spark.sql.shuffle.partitions"))
+    return documents.select("doc_id", "n_bytes", "text").repartition(partitions, "doc_id").mapInArrow(sign, _SIGNED)
+
+
+def _signed(batch: pa.RecordBatch, minhash: MinHash, shingle_words: int) -> Iterator[pa.RecordBatch]:
+    import numpy as np
+    import pyarrow as pa
+
+    texts = batch.column("text").to_pylist()
+    known = WordHashes()
+    sets = [shingles(text, shingle_words, known) for text in texts]
+    long = [index for index, found in enumerate(sets) if len(found)]
+    bands = minhash.band_hashes(minhash.signatures([sets[index] for index in long]))
+    lengths = np.zeros(len(sets), np.int32)
+    lengths[long] = minhash.bands
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    columns = [
+        batch.column("doc_id"), batch.column("n_bytes"), pa.array([text_hash(text) for text in texts], pa.int64()),
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(bands.reshape(-1))),
+    ]  # fmt: skip
+    yield pa.RecordBatch.from_arrays(columns, names=["doc_id", "n_bytes", "exact", "bands"])
+
+
+def _group_exact(signed: DataFrame, fingerprints: DataFrame | None, tools: Tools) -> DataFrame:
+    """Adds the survivor of every group of equal texts (exact_doc_id), and the equal text another day kept, if any."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as f
+
+    group = Window.partitionBy("exact").orderBy(f.desc("n_bytes"), "doc_id")
+    grouped = signed.withColumn("exact_doc_id", f.first("doc_id").over(group))
+    if fingerprints is None:
+        return grouped.withColumns({"other_interval": f.lit(None).cast("string"), "other_doc_id": f.lit(None).cast("string")})
+    others = fingerprints.where(f.col("band") == _EXACT_BAND).groupBy(f.col("hash").alias("exact")).agg(f.min(f.struct("interval", "doc_id")).alias("other"))
+    found = grouped.join(others, "exact", "left")
+    return found.withColumns({"other_interval": f.col("other.interval"), "other_doc_id": f.col("other.doc_id")}).drop("other")
+
+
+def _candidates(survivors: DataFrame, fingerprints: DataFrame | None, interval: str) -> DataFrame:
+    """Distinct pairs (kept_interval, kept_doc_id, doc_id) that share a band; the first would be kept for the second."""
+    from pyspark.sql import functions as f
+
+    band = f.posexplode("bands").alias("band", "hash")
+    banded = survivors.select(band, f.struct((-f.col("n_bytes")).alias("rank"), "doc_id").alias("document"))
+    buckets = banded.groupBy("band", "hash").agg(f.sort_array(f.collect_list("document")).alias("bucket")).where(f.size("bucket") > 1)
+    here = (
+        buckets.select("bucket", f.posexplode(f.slice("bucket", 1, _HUBS)).alias("place", "hub"))
+        .select("hub", f.explode(f.expr("slice(bucket, place + 2, size(bucket))")).alias("document"))
+        .select(f.lit(interval).alias("kept_interval"), f.col("hub.doc_id").alias("kept_doc_id"), f.col("document.doc_id").alias("doc_id"))
+    )
+    if fingerprints is None:
+        return here.distinct()
+    kept = fingerprints.where(f.col("band") != _EXACT_BAND).select("band", "hash", f.struct("interval", "doc_id").alias("hub"))
+    met = banded.join(kept, ["band", "hash"]).groupBy("band", "hash", "document").agg(f.slice(f.sort_array(f.collect_set("hub")), 1, _HUBS).alias("hubs"))
+    there = met.select("document", f.explode("hubs").alias("hub")).select(
+        f.col("hub.interval").alias("kept_interval"), f.col("hub.doc_id").alias("kept_doc_id"), f.col("document.doc_id").alias("doc_id")
+    )
+    return here.union(there).distinct()
+
+
+def _verify(pairs: DataFrame, documents: DataFrame, others: DataFrame | None, config: DeduplicateConfig, interval: str, tools: Tools) -> DataFrame:
+    """Adds the true Jaccard similarity. Streams the texts: a task holds one hub's shingles and one partner at a time."""
+    from pyspark.sql import functions as f
+
+    key = ["kept_interval", "kept_doc_id"]
+    texts = documents.select(f.lit(interval).alias("kept_interval"), f.col("doc_id").alias("kept_doc_id"), "text")
+    if others is not None:
+        texts = texts.union(others.select(f.col("interval"), f.col("doc_id"), "text"))
+    hubs = texts.join(pairs.select(key).distinct(), key).select(*key, f.lit("").alias("doc_id"), "text")
+    partners = pairs.join(documents.select("doc_id", "text"), "doc_id").select(*key, "doc_id", "text")
+    shingle_words = config.shingle_words
+
+    def measure(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _measured(batches, shingle_words)
+
+    partitions = int(tools.spark.conf.get("spark.sql.shuffle.partitions"))
+    rows = hubs.union(partners).repartition(partitions, *key).sortWithinPartitions(*key, "doc_id")  # the hub (doc_id "") comes first
+    return rows.mapInArrow(measure, _PAIRS)
+
+
+def _measured(batches: Iterator[pa.RecordBatch], shingle_words: int) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    hub: tuple[str, str] | None = None
+    for batch in batches:
+        known = WordHashes()
+        similarities: list[float | None] = []
+        keys = zip(*(batch.column(name).to_pylist() for name in ("kept_interval", "kept_doc_id", "doc_id", "text")), strict=True)
+        for kept_interval, kept_doc_id, doc_id, text in keys:
+            if doc_id == "":
+                hub, hub_shingles = (kept_interval, kept_doc_id), shingles(text, shingle_words, known)
+            elif hub != (kept_interval, kept_doc_id):
+                raise MoelineError(f"fingerprints name {kept_doc_id} of {kept_interval}, which unique_documents does not hold. Run that day again.")
+            similarities.append(None if doc_id == "" else jaccard(hub_shingles, shingles(text, shingle_words, known)))
+        measured = batch.select(["kept_interval", "kept_doc_id", "doc_id"]).append_column("jaccard", pa.array(similarities, pa.float64()))
+        yield measured.filter(measured.column("jaccard").is_valid())
+
+
+def _decide(pairs: DataFrame, min_jaccard: float, interval: str, tools: Tools) -> tuple[DataFrame, dict[str, int]]:
+    """Who is dropped for whom (see the module's rule 3): here when the pairs are few, in Spark when they are many."""
+    from pyspark.sql import functions as f
+
+    few = pairs.limit(_COLLECTED_PAIRS + 1).toArrow()
+    if few.num_rows <= _COLLECTED_PAIRS:
+        import pyarrow.compute as pc
+
+        similar = few.filter(pc.greater_equal(few["jaccard"], min_jaccard))
+        near = tools.spark.createDataFrame(decide(similar, interval), DROPPED)
+        return near, {"candidate_pairs": few.num_rows, "verified_pairs": similar.num_rows}
+    pairs = tools.materialise(pairs)
+    similar = pairs.where(f.col("jaccard") >= min_jaccard)
+    return decide_in_spark(similar, interval, tools), {"candidate_pairs": pairs.count(), "verified_pairs": similar.count()}
+
+
+def _duplicates(signed: DataFrame, near: DataFrame, interval: str) -> DataFrame:
+    """Rows of ``duplicates``. A copy of a text that was itself dropped names the document kept in the end."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as f
+
+    near = near.withColumnRenamed("doc_id", "exact_doc_id")
+    joined = signed.select("doc_id", "exact_doc_id", "other_interval", "other_doc_id").join(near, "exact_doc_id", "left")
+    other_day = f.col("other_doc_id").isNotNull()
+    close = f.col("jaccard").isNotNull()
+    scope = (
+        f.when(other_day, "exact_other_day")
+        .when(close & (f.col("kept_interval") != interval), "near_other_day")
+        .when(close, "near")
+        .when(f.col("doc_id") != f.col("exact_doc_id"), "exact")
+    )
+    found = joined.select(
+        "doc_id",
+        f.coalesce("other_doc_id", "kept_doc_id", "exact_doc_id").alias("kept_doc_id"),
+        f.coalesce("other_interval", "kept_interval", f.lit(interval)).alias("kept_interval"),
+        f.when(other_day, 1.0).otherwise(f.coalesce("jaccard", f.lit(1.0))).alias("jaccard"),
+        scope.alias("scope"),
+    ).where("scope is not null")
+    cluster = Window.partitionBy("kept_interval", "kept_doc_id")
+    return found.withColumns({"cluster_size": f.count("*").over(cluster) + 1, "interval": f.lit(interval)})
+
+
+def _metrics(signed: DataFrame, duplicates: DataFrame) -> dict[str, Any]:
+    """Counts of documents and bytes, in and dropped by scope; one query."""
+    from pyspark.sql import functions as f
+
+    scoped = signed.join(duplicates.select("doc_id", "scope"), "doc_id", "left")
+    rows = scoped.groupBy("scope").agg(f.count("*").alias("documents"), f.sum("n_bytes").alias("bytes")).collect()
+    scopes = {row["scope"]: row["documents"] for row in rows}
+    kept = scopes.pop(None, 0)
+    return {
+        "documents": kept + sum(scopes.values()), "kept": kept, "duplicates": sum(scopes.values()),
+        "bytes": sum(row["bytes"] for row in rows), "bytes_kept": sum(row["bytes"] for row in rows if row["scope"] is None),
+        "duplicates_by_scope": dict(sorted(scopes.items())),
+    }  # fmt: skip

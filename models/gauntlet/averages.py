@@ -1,0 +1,147 @@
+"""From responses to scores: baselines, standard errors, category means, the average. A missing or non-finite number is an error.
+
+Two modes. ``ours`` subtracts the higher of chance and the best constant answer (on commonsense_qa always answering C is worth 40 %).
+``exact`` subtracts Mosaic's random_baseline, as llm-foundry's gauntlets do. Pure: no torch, no tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.gauntlet.scoring import Response, normalise_answer
+from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Item, Task
+
+# v0.3 as MosaicML publishes it. Only with all of these is a mean called core_average.
+V03_CATEGORIES: Mapping[str, int] = {
+    "world_knowledge": 6, "commonsense_reasoning": 7, "language_understanding": 4, "symbolic_problem_solving": 8, "reading_comprehension": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy on a benchmark, a category (``benchmark`` "*") or all (``"**"``), with its standard error and baselines, all in 0..1.
+
+    ``score`` = (accuracy - baseline) / (1 - baseline); means average the scores. ``accuracy_clean`` is None when no item is clean.
+    """
+
+    benchmark: str
+    category: str
+    shots: int
+    n: int
+    metric: str
+    accuracy: float
+    stderr: float
+    chance: float
+    best_constant: float
+    score: float
+    accuracy_clean: float | None
+    n_contaminated: int
+
+
+def chance(task: Task, items: Iterable[Item]) -> float:
+    """Expected accuracy of guessing: the mean of 1/options; 0 where the answer is free text."""
+    if task.kind not in (MULTIPLE_CHOICE, SCHEMA):
+        return 0.0
+    options = [len(item.row["choices" if task.kind == MULTIPLE_CHOICE else "context_options"]) for item in items]
+    return sum(1.0 / k for k in options) / len(options)
+
+
+def best_constant(task: Task, items: Iterable[Item]) -> float:
+    """Accuracy of the best answer *text* given to every item (always "C", always "yes"): what needs no model at all.
+
+    Positions do not count: the options are scored by their texts, so "always the first" is not something a model can do.
+    """
+    rows = [item.row for item in items]
+    if task.kind == GENERATION:
+        return _best_generated_constant(task, rows)
+    if task.kind == LANGUAGE_MODELING:
+        texts = [row["continuation"].strip() for row in rows]
+    else:
+        texts = [row["choices" if task.kind == MULTIPLE_CHOICE else "context_options"][row["gold"]].strip() for row in rows]
+    return Counter(texts).most_common(1)[0][1] / len(texts)
+
+
+def _best_generated_constant(task: Task, rows: Sequence[Mapping[str, Any]]) -> float:
+    """As a generation is right when it *starts with* an alias, a constant earns every item that has a prefix of it as alias."""
+    clean: Callable[[str], str] = normalise_answer if task.do_normalization else str.strip
+    items_of: dict[str, set[int]] = defaultdict(set)
+    for index, row in enumerate(rows):
+        for alias in {row["answer"], *(row.get("aliases") or ())}:
+            items_of[clean(alias)].add(index)
+    return max(len(set().union(*(items_of[text[:k]] for k in range(len(text) + 1) if text[:k] in items_of))) for text in list(items_of)) / len(rows)
+
+
+def rescaled(accuracy: float, baseline: float, what: str) -> float:
+    """(accuracy - baseline) / (1 - baseline); ValueError when the baseline leaves nothing to gain."""
+    if not 0.0 <= baseline < 1.0:
+        raise ValueError(f"{what}: a baseline of {baseline} leaves nothing to measure. The benchmark has one answer for every item; leave it out.")
+    return (accuracy - baseline) / (1.0 - baseline)
+
+
+def _macro(responses: Sequence[Response]) -> tuple[float, float]:
+    """(accuracy, standard error): the unweighted mean over the task's own categories (one, where it has none), binomial errors."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for response in responses:
+        groups[response.subset].append(response.correct)
+    rates = [(sum(right) / len(right), len(right)) for right in groups.values()]
+    variance = sum(rate * (1.0 - rate) / n for rate, n in rates)
+    return sum(rate for rate, _ in rates) / len(rates), math.sqrt(variance) / len(rates)
+
+
+def score_benchmark(task: Task, items: Sequence[Item], responses: Sequence[Response], *, contaminated: Collection[str] = (), exact: bool = False) -> Score:
+    """Score one benchmark from the responses to ``items``. Raises ValueError when a response is missing or not asked for."""
+    answered, asked = {r.item_id for r in responses}, {i.item_id for i in items}
+    if not items or answered != asked or len(responses) != len(items):
+        example = next(iter(sorted(asked ^ answered)), "none at all")
+        raise ValueError(f"Benchmark {task.label}: {len(asked)} items, {len(responses)} responses; without a partner: {example}.")
+    accuracy, stderr = _macro(responses)
+    guess, constant = chance(task, items), best_constant(task, items)
+    clean = [r for r in responses if r.item_id not in contaminated]
+    return Score(
+        benchmark=task.label, category=task.category, shots=task.num_fewshot, n=len(items), metric=task.metric, accuracy=accuracy, stderr=stderr,
+        chance=guess, best_constant=constant, score=rescaled(accuracy, task.random_baseline if exact else max(guess, constant), task.label),
+        accuracy_clean=_macro(clean)[0] if clean else None, n_contaminated=len(responses) - len(clean),
+    )  # fmt: skip
+
+
+def mean(scores: Sequence[Score], *, benchmark: str, category: str) -> Score:
+    """Unweighted mean of scores (EQUAL weighting), errors added in quadrature. Raises ValueError naming what is not a number."""
+    if not scores:
+        raise ValueError(f"Nothing to average for {category}.")
+    for one in scores:
+        if not all(math.isfinite(value) for value in (one.accuracy, one.stderr, one.score)):
+            raise ValueError(f"{one.benchmark} ({one.category}) has a score that is not a number; the mean {category} cannot be taken.")
+    k = len(scores)
+    clean = [s.accuracy_clean for s in scores]
+    return Score(
+        benchmark=benchmark, category=category, shots=0, n=sum(s.n for s in scores), metric="mean",
+        accuracy=sum(s.accuracy for s in scores) / k, stderr=math.sqrt(sum(s.stderr**2 for s in scores)) / k,
+        chance=sum(s.chance for s in scores) / k, best_constant=sum(s.best_constant for s in scores) / k, score=sum(s.score for s in scores) / k,
+        accuracy_clean=None if None in clean else sum(c for c in clean if c is not None) / k, n_contaminated=sum(s.n_contaminated for s in scores),
+    )  # fmt: skip
+
+
+def by_category(scores: Sequence[Score]) -> list[Score]:
+    """The mean of every category, in order of first appearance."""
+    groups: dict[str, list[Score]] = {}
+    for one in scores:
+        groups.setdefault(one.category, []).append(one)
+    return [mean(members, benchmark="*", category=name) for name, members in groups.items()]
+
+
+def average_name(scores: Sequence[Score]) -> str:
+    """``core_average`` only for the complete v0.3 gauntlet; else ``average``, whatever is there."""
+    counts = Counter(s.category.rpartition("/")[2] for s in scores)
+    return "core_average" if counts == V03_CATEGORIES else "average"
+
+
+def overall(scores: Sequence[Score], *, expected: Collection[str], name: str | None = None) -> Score:
+    """Mean over category means of all benchmarks in ``expected``. A benchmark without a score is a ValueError, never a smaller mean."""
+    have = {s.benchmark for s in scores}
+    if missing := sorted(set(expected) - have):
+        raise ValueError(f"No score for {', '.join(missing)}: the average over {len(expected)} benchmarks cannot be taken. Evaluate them, or change the suite.")
+    return mean(by_category(scores), benchmark="**", category=name or average_name(scores))

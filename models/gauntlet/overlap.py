@@ -1,0 +1,54 @@
+"""Which benchmark items share a token n-gram with the packed training sequences: the clean/contaminated split of a score.
+
+Training holds tokens, not words, so the 13-word rule of decontaminate cannot be checked on it. A 16-token window of the item's context
+and right answer, found anywhere in training, flags the item. Items shorter than a window cannot be flagged (sums, mostly). BPE may split
+the first token of a window differently inside a document, so an overlap shows after a token or two; the windows in between are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+WINDOW = 16
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, golden ratio: a polynomial hash modulo 2**64
+_FILTER_BITS = 22
+
+
+def window_hashes(tokens_NT: np.ndarray) -> np.ndarray:
+    """Hash of every WINDOW-token window of every row: uint64 (N, T - WINDOW + 1), or (N, 0) for shorter rows."""
+    n, length = tokens_NT.shape
+    if length < WINDOW:
+        return np.empty((n, 0), dtype=np.uint64)
+    values = tokens_NT.astype(np.uint64) + np.uint64(1)
+    hashes = np.zeros((n, length - WINDOW + 1), dtype=np.uint64)
+    for offset in range(WINDOW):
+        hashes *= _MULTIPLIER
+        hashes += values[:, offset : length - WINDOW + 1 + offset]
+    return hashes ^ (hashes >> np.uint64(29))  # a product modulo 2**64 mixes upwards only; the filter below looks at low bits
+
+
+def overlapping_items(items: Mapping[str, Sequence[int]], training: Iterable[np.ndarray]) -> set[str]:
+    """Ids of the items (token ids of context and right answer) of which any window stands in ``training`` (arrays of equal-length rows)."""
+    ids, hashes = [], []
+    for item_id, tokens in items.items():
+        found = window_hashes(np.asarray(tokens, dtype=np.int64)[None])[0]
+        ids.append(np.full(len(found), len(ids), dtype=np.int64))
+        hashes.append(found)
+    names = list(items)
+    wanted = np.concatenate(hashes) if hashes else np.empty(0, dtype=np.uint64)
+    owner = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
+    known = np.unique(wanted)
+    low = np.uint64((1 << _FILTER_BITS) - 1)
+    may_be = np.zeros(1 << _FILTER_BITS, dtype=bool)  # lets nearly all training windows go without a search
+    may_be[(known & low).astype(np.int64)] = True
+    hit = np.zeros(len(known), dtype=bool)
+    for tokens_NT in training:
+        seen = window_hashes(tokens_NT).ravel()
+        seen = seen[may_be[(seen & low).astype(np.int64)]]
+        place = np.searchsorted(known, seen)
+        inside = place < len(known)
+        matched = place[inside][known[place[inside]] == seen[inside]]
+        hit[matched] = True
+    return {names[i] for i in np.unique(owner[np.isin(wanted, known[hit])])}

@@ -1,0 +1,60 @@
+"""The default suite: which benchmarks a model of ours answers, from the stored own-data items and a seed.
+
+Change here: categories, how items are capped. Not here: how items are made (own_data.py, symbolic.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from models.gauntlet import own_data, symbolic
+from models.gauntlet.tasks import MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
+
+CATEGORIES = {
+    "next_line": "text_understanding", "docstring": "text_understanding", "identifier": "code_understanding",
+    "brackets": "symbolic_problem_solving", "arithmetic": "symbolic_problem_solving",
+}  # fmt: skip
+MIN_ITEMS = 20  # below this a standard error says nothing (0.1 at an accuracy of 0.3)
+
+
+def task(label: str) -> Task:
+    """Our tasks: zero-shot multiple choice whose options carry their own white space, so nothing is stripped, added or delimited."""
+    return Task(
+        label=label, kind=MULTIPLE_CHOICE, category=CATEGORIES[label], continuation_delimiter="", strip_dataset=False, prefix_space=False, random_baseline=0.25
+    )
+
+
+def capped(items: Sequence[Item], limit: int, seed: int) -> tuple[Item, ...]:
+    """At most ``limit`` items, ordered by id: those first in hash order, as many of each gold position as of any other."""
+    by_gold: dict[int, list[Item]] = {}
+    for item in sorted(items, key=lambda i: own_data.stable_order(i.item_id, seed)):
+        by_gold.setdefault(item.row["gold"], []).append(item)
+    ranked = sorted((rank, gold, item.item_id, item) for gold, members in by_gold.items() for rank, item in enumerate(members))
+    return tuple(sorted((item for *_, item in ranked[:limit]), key=lambda i: i.item_id))
+
+
+def load(
+    benchmark_items: Iterable[Mapping[str, Any]], *, own_data_tasks: Sequence[str], symbolic_tasks: Sequence[str], items_per_task: int, seed: int
+) -> list[Benchmark]:
+    """The suite's benchmarks. ``benchmark_items``: rows with benchmark, item_id and item (JSON), as in the table of that name.
+
+    Raises ValueError naming the task that has fewer than MIN_ITEMS items, or is unknown.
+    """
+    if unknown := [t for t in (*own_data_tasks, *symbolic_tasks) if t not in CATEGORIES]:
+        raise ValueError(f"Unknown tasks {unknown} in the suite. Own-data tasks: {', '.join(own_data.TASKS)}; symbolic: {', '.join(symbolic.TASKS)}.")
+    rows: dict[str, dict[str, Item]] = {label: {} for label in own_data_tasks}
+    for row in benchmark_items:
+        if row["benchmark"] in rows:
+            where = f"item {row['item_id']} of table benchmark_items"
+            content = check_row(task(row["benchmark"]), json.loads(row["item"]), where)
+            rows[row["benchmark"]][row["item_id"]] = Item(row["item_id"], content)
+    benchmarks = []
+    for label, items in rows.items():
+        if len(items) < MIN_ITEMS:
+            raise ValueError(
+                f"Own-data task {label} has {len(items)} items, at least {MIN_ITEMS} are needed. Prepare more days of data, or take the task out of the suite."
+            )
+        benchmarks.append(Benchmark(task(label), capped(list(items.values()), items_per_task, seed)))
+    return benchmarks + [Benchmark(task(label), tuple(symbolic.make_items(label, n=items_per_task, seed=seed))) for label in symbolic_tasks]

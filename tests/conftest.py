@@ -1,0 +1,19 @@
+"""Fixtures every layer shares. Nothing here starts a service."""
+
+from __future__ import annotations
+
+import pytest
+from jobs.environment import Environment
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """No test reads the settings of the person who runs it."""
+    for name in ("MOELINE_HOME", "MOELINE_ENV", "MOELINE_ATTEMPT", "GAUNTLET_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def env(tmp_path) -> Environment:
+    """A fresh environment of its own, without a platform."""
+    return Environment.load("local", tmp_path / "home")
