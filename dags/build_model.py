@@ -50,7 +50,8 @@ with DAG(
     tags=["moeline", "model"],
 ):
     plan = PlanOperator(task_id="plan")
-    forecast = StageOperator(task_id="forecast", arguments=["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"])
+    budget = ["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"]
+    forecast = StageOperator(task_id="forecast", arguments=budget)
 
     @task.branch(task_id="check_budget", retries=0)
     def check_budget(result: dict[str, Any]) -> str:
@@ -79,7 +80,7 @@ with DAG(
     train = StageOperator(task_id="train", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     evaluate = StageOperator(task_id="evaluate")
     review = StageOperator(task_id="review")
-    register = StageOperator(task_id="register")
+    register = StageOperator(task_id="register", arguments=budget)
 
     decision = check_budget(forecast.output)
     plan >> forecast >> decision >> [approve, train]

@@ -53,7 +53,7 @@ def _status(arguments: argparse.Namespace, env: Any) -> Any:
 def _run(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch
 
-    return launch.run(env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data)
+    return launch.run(env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data, budget_usd=arguments.budget)
 
 
 def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
@@ -118,6 +118,7 @@ def _add_commands(commands: Any) -> None:
     add("status", _status, "Health, address, log and restarts of every service.")
     run = with_recipe(add("run", _run, "The main job through Airflow: sample corpus, backfill of its days, one model build; with progress."))
     run.add_argument("--days", type=int, default=3, help="data days of sample corpus (default: 3)")
+    run.add_argument("--budget", type=float, metavar="USD", help="replaces the recipe's budget")
     fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
     fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
     fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")

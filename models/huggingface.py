@@ -53,10 +53,8 @@ def load(directory: Path, *, experts_backend: str = "grouped_mm") -> tuple[Trans
     tensors = _read_weights(directory)
     with torch.device("meta"):
         model = Transformer(config, experts_backend)
-    expected = model.state_dict()
-    wrong = sorted(
-        name for name in expected.keys() | tensors.keys() if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
-    )
+    expected, found = ({name: tensor.shape for name, tensor in named.items()} for named in (model.state_dict(), tensors))
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         raise ValueError(f"{directory}: {len(wrong)} weights are missing, unknown or of another shape, for example {wrong[:3]}. Is config.json its own?")
     model.load_state_dict(tensors, assign=True)

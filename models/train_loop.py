@@ -46,8 +46,8 @@ class LoopConfig:
             raise ValueError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}.")
         if self.steps < 1 or self.batch_sequences < 1:
             raise ValueError(f"steps {self.steps} and batch_sequences {self.batch_sequences} must be at least 1.")
-        if not (0 <= self.warmup_fraction and 0 <= self.decay_fraction and self.warmup_fraction + self.decay_fraction <= 1):
-            raise ValueError(f"warmup_fraction {self.warmup_fraction} and decay_fraction {self.decay_fraction} must not overlap.")
+        if min(self.warmup_fraction, self.decay_fraction) < 0 or self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(f"warmup_fraction {self.warmup_fraction} and decay_fraction {self.decay_fraction} must not be negative or overlap.")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of ``step`` (from 0); the last step has ``FINAL_SHARE`` of the peak (if it decays at all)."""

@@ -1,4 +1,8 @@
-"""The default suite: which benchmarks a model of ours answers, from the stored own-data items and a seed.
+"""The default suite: which benchmarks a model of ours answers, from the stored own-data items and a seed, and what it scores on them.
+
+    benchmarks = suite.load(rows, own_data_tasks=..., symbolic_tasks=..., items_per_task=400, seed=1234)
+    scores, responses = suite.evaluate(benchmarks, scorer)
+    average = averages.overall(scores, expected=[b.task.label for b in benchmarks])
 
 Change here: categories, how items are capped. Not here: how items are made (own_data.py, symbolic.py).
 """
@@ -6,10 +10,11 @@ Change here: categories, how items are capped. Not here: how items are made (own
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from models.gauntlet import own_data, symbolic
+from models.gauntlet import averages, own_data, symbolic
+from models.gauntlet.scoring import Response, Scorer, score
 from models.gauntlet.tasks import MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
 
 CATEGORIES = {
@@ -58,3 +63,27 @@ def load(
             )
         benchmarks.append(Benchmark(task(label), capped(list(items.values()), items_per_task, seed)))
     return benchmarks + [Benchmark(task(label), tuple(symbolic.make_items(label, n=items_per_task, seed=seed))) for label in symbolic_tasks]
+
+
+def evaluate(
+    benchmarks: Sequence[Benchmark], scorer: Scorer, *, keep: Mapping[str, Collection[str]] | None = None,
+    contaminated: Mapping[str, Collection[str]] | None = None, exact: bool = False, progress: Callable[[float, float, str], None] | None = None,
+) -> tuple[list[averages.Score], dict[str, list[Response]]]:  # fmt: skip
+    """(one score per benchmark, responses by label). ``keep`` and ``contaminated`` map labels to item ids (absent: all, none).
+
+    ``exact`` subtracts Mosaic's baselines instead of max(chance, best constant). ``progress`` gets (benchmarks done, all, text).
+    """
+    scores, responses = [], {}
+    for done, benchmark in enumerate(benchmarks):
+        label = benchmark.task.label
+        kept = None if keep is None or label not in keep else set(keep[label])
+        items = [item for item in benchmark.items if kept is None or item.item_id in kept]
+
+        def report(part: int, total: int, done: int = done, label: str = label) -> None:
+            if progress is not None:
+                progress(done + part / max(1, total), len(benchmarks), label)
+
+        responses[label] = score(benchmark, scorer, keep=None if kept is None else kept.__contains__, progress=report)
+        dirty = (contaminated or {}).get(label, ())
+        scores.append(averages.score_benchmark(benchmark.task, items, responses[label], contaminated=dirty, exact=exact))
+    return scores, responses

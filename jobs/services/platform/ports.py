@@ -1,0 +1,45 @@
+"""Free ports on loopback: the usual one when nobody has it, else one the kernel hands out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from jobs.contract import MoelineError
+
+LOOPBACK = "127.0.0.1"
+
+
+def choose_ports(usual: Mapping[str, int]) -> dict[str, int]:
+    """One free and distinct port per name. ``usual`` maps names to wished ports; 0 means any."""
+    held: list[socket.socket] = []
+    try:
+        chosen: dict[str, int] = {}
+        # Wished ports first: otherwise the kernel could hand one of them to a name that takes any.
+        for name, port in sorted(usual.items(), key=lambda item: item[1] == 0):
+            listener = (_bind(port) if port else None) or _bind(0)
+            if listener is None:
+                raise MoelineError(f"A port for {name} was asked for; this machine has no free port on {LOOPBACK}.")
+            held.append(listener)
+            chosen[name] = listener.getsockname()[1]
+        return {name: chosen[name] for name in usual}
+    finally:
+        for listener in held:
+            listener.close()
+
+
+def _bind(port: int) -> socket.socket | None:
+    """A socket on the port, or None when someone listens there on loopback or on all addresses."""
+    for address in ("", LOOPBACK):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier run may linger
+        try:
+            listener.bind((address, port))
+            listener.listen(1)  # with SO_REUSEADDR only listening reveals another listener
+        except OSError:
+            listener.close()
+            return None
+        if address == LOOPBACK:
+            return listener
+        listener.close()
+    return None

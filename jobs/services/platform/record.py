@@ -1,0 +1,116 @@
+"""What is written down about a running platform: platform.json, private files, locks, and which process is really ours.
+
+Change here: the shape of platform.json. Not here: starting and stopping (supervisor.py), which services there are (services.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+from jobs.environment import PLATFORM_FILE
+
+_START_TIME_TOLERANCE_SECONDS = 0.05  # psutil computes start times from clock ticks
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step, readable by this user only from its first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp creates with 0600
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def secret(path: Path, make: Callable[[], str]) -> str:
+    """The text of a 0600 file, made on first use, so that secrets survive restarts and never stand in a command line."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        write_private(path, make())
+        return path.read_text()
+
+
+def read_record(home: Path) -> dict[str, Any]:
+    """platform.json, or {} when there is none or it was cut short by a dying machine."""
+    try:
+        record = json.loads((home / PLATFORM_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(home: Path, record: dict[str, Any]) -> None:
+    write_private(home / PLATFORM_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def boot_id() -> str:
+    """A text that changes with every boot of the machine (empty where the kernel offers none)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What identifies a process for good: a pid alone is used again by the kernel."""
+    import psutil
+
+    return {"pid": pid, "create_time": psutil.Process(pid).create_time(), "boot_id": boot_id()}
+
+
+def is_same_process(entry: dict[str, Any] | None) -> bool:
+    """Whether the recorded process is still running, and is not another one that got its pid."""
+    import psutil
+
+    if not entry or not entry.get("pid") or entry.get("create_time") is None:
+        return False
+    if entry.get("boot_id", "") != boot_id():
+        return False
+    try:
+        process = psutil.Process(int(entry["pid"]))
+        same = abs(process.create_time() - float(entry["create_time"])) < _START_TIME_TOLERANCE_SECONDS
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout_seconds: float, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the file lock ``path``; the kernel frees it when its holder dies, so it is never stale.
+
+    ``waiting`` is called once when another process holds it. Raises MoelineError after ``timeout_seconds``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline, told = time.monotonic() + timeout_seconds, False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise MoelineError(f"Another process has been holding {path} for {timeout_seconds:.0f} s. Wait for it, or end it, then try again.") from None
+                if not told:
+                    waiting()
+                    told = True
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)

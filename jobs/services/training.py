@@ -1,0 +1,193 @@
+"""What runs inside a training process: one run or several after another, each in its own folder, resumable after SIGKILL at any moment.
+
+A run's folder holds ``step-*`` checkpoints, ``metrics.jsonl`` (one line per step) and, at the very end, ``result.json``. It is the only
+channel to whoever launched the process, so it survives both of them. One process writes to a folder at a time.
+Change here: what a run records, when it checkpoints. Not here: the optimiser (models/train_loop.py), launching (ray.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from jobs.config import TrainConfig
+from jobs.contract import MoelineError
+from jobs.services.results import write_whole
+from models.config import ModelConfig
+
+METRICS, RESULT, ERROR, LOCK = "metrics.jsonl", "result.json", "error.json", "writer.lock"
+LAST_STEPS = 20  # the training loss reported is the mean of so many last steps
+STALLED_SECONDS = 120.0  # another writer that wrote nothing for so long is taken to hang
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training to do: ``config`` on the sequences in ``data`` (training_data.write), in ``folder``. ``keep_checkpoints`` 0: train
+    without any (a proxy of seconds). ``suite``: own benchmark items to answer at the end, JSON (see accuracy_of)."""
+
+    folder: str
+    data: str
+    config: TrainConfig
+    keep_checkpoints: int = 2
+    suite: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> float:
+        """Training FLOPs, to share runs out over processes."""
+        return self.config.model.flops_per_token * self.config.tokens_per_step * self.config.steps
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingRun:
+        raw = json.loads(text)
+        return cls(**{**raw, "config": train_config(raw["config"])})
+
+
+def train_config(raw: Mapping[str, Any]) -> TrainConfig:
+    """TrainConfig from its plain JSON form."""
+    return TrainConfig(**{**raw, "model": ModelConfig(**raw["model"])})
+
+
+def result_of(folder: str | Path) -> dict[str, Any] | None:
+    """What a finished run reached, or None while it is not finished. Raises MoelineError when it ended in an error no retry can mend."""
+    folder = Path(folder)
+    if (folder / RESULT).is_file():
+        return json.loads((folder / RESULT).read_text())
+    if (folder / ERROR).is_file():
+        raise MoelineError(json.loads((folder / ERROR).read_text())["error"])
+    return None
+
+
+def train_all(runs: list[TrainingRun], *, threads: int) -> None:
+    """Do ``runs`` one after another in this process with ``threads`` threads; finished ones are left as they are.
+
+    An error that a retry cannot mend (bad data, divergence) is written to the run's folder and ends this process's work; anything
+    else is raised, and a later call continues from the last checkpoint.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    for run in runs:
+        with single_writer(Path(run.folder)):
+            if (Path(run.folder) / RESULT).is_file():
+                continue
+            try:
+                write_whole(Path(run.folder) / RESULT, json.dumps(_train(run)).encode())
+            except (ValueError, FloatingPointError) as error:
+                write_whole(Path(run.folder) / ERROR, json.dumps({"error": f"Training stopped: {error}"}).encode())
+                return
+
+
+@contextmanager
+def single_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. While another process holds it and makes progress, wait for it (it may finish the work).
+
+    The kernel drops the lock when its holder dies, however it dies. Raises MoelineError when the holder hangs. The lock is flock:
+    the folder must lie on a file system where that works across the machines of the cluster (local disk, NFSv4).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as handle:
+        since = time.time()
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                metrics = folder / METRICS
+                alive = max(since, metrics.stat().st_mtime if metrics.exists() else 0.0)
+                if time.time() - alive > STALLED_SECONDS:
+                    handle.seek(0)
+                    raise MoelineError(
+                        f"Another process ({handle.read().strip() or 'unknown'}) holds {folder} and has written nothing for {STALLED_SECONDS:.0f} s. "
+                        "Stop that process and run the stage again."
+                    ) from None
+                time.sleep(0.5)
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        handle.flush()
+        yield
+
+
+def _train(run: TrainingRun) -> dict[str, Any]:
+    """Train to the end from the newest valid checkpoint; returns the result."""
+    from jobs.services import training_data
+    from models import checkpoint
+
+    folder, config = Path(run.folder), run.config
+    trainer = _new_trainer(config, run.data)
+    resume = checkpoint.load_latest_valid(folder) if run.keep_checkpoints else None
+    if resume is not None:
+        trainer.load(resume)
+    began_at = trainer.step_number
+    with _metrics_from(folder / METRICS, began_at, config) as lines:
+        while not trainer.finished:
+            step = trainer.step()
+            print(json.dumps({"event": "step", "at": time.time(), **asdict(step)}), file=lines, flush=True)
+            if run.keep_checkpoints and step.step % config.checkpoint_every_steps == 0 and not trainer.finished:
+                trainer.save(folder)
+                checkpoint.prune(folder, run.keep_checkpoints)
+    final = None
+    if run.keep_checkpoints:
+        final = resume if resume is not None and began_at == config.steps else trainer.save(folder).path
+        checkpoint.prune(folder, 1)
+    held_out = training_data.read(run.data, "held_out", spread=config.held_out_sequences)
+    started = time.perf_counter()
+    loss, n_predicted = trainer.held_out_loss(held_out, config.held_out_sequences)
+    return {
+        **_summary(folder / METRICS), "held_out_loss": loss, "held_out_tokens": n_predicted, "held_out_seconds": time.perf_counter() - started,
+        "resumed_from_step": began_at, "skipped_steps": trainer.skipped_steps, "tokens": trainer.tokens, "steps": trainer.step_number,
+        "sequences_seen": trainer.step_number * config.batch_sequences, "checkpoint": final.name if final else None,
+        "sha256": checkpoint.verify(final) if final else None,
+    }  # fmt: skip
+
+
+def _new_trainer(config: TrainConfig, data: str) -> Any:
+    import torch
+
+    from jobs.services import training_data
+    from models.train_loop import LoopConfig, Trainer, new_model
+
+    model = new_model(config.model, seed=config.seed, experts_backend=config.experts_backend)
+    loop = LoopConfig(
+        steps=config.steps, batch_sequences=config.batch_sequences, learning_rate=config.learning_rate, warmup_fraction=config.warmup_fraction,
+        decay_fraction=config.decay_fraction, weight_decay=config.weight_decay, grad_clip=config.grad_clip, seed=config.seed, precision=config.precision,
+    )  # fmt: skip
+    return Trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"), loop, training_data.read(data, "train"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a line that a killed process left half-written is dropped."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+@contextmanager
+def _metrics_from(path: Path, step: int, config: TrainConfig) -> Iterator[TextIO]:
+    """The metrics file open for appending, cut back to ``step``: steps after the checkpoint are trained again and must count once."""
+    kept = [line for line in read_metrics(path) if line["event"] == "step" and line["step"] <= step]
+    kept.append({"event": "started", "at": time.time(), "step": step, "steps": config.steps})
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    with path.open("a") as lines:
+        yield lines
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    steps = [line for line in read_metrics(path) if line["event"] == "step"]
+    losses = [line["loss"] for line in steps if not line["skipped"]][-LAST_STEPS:]
+    if not losses:
+        raise ValueError("No step had a finite loss: lower learning_rate or train in fp32.")
+    return {"loss": sum(losses) / len(losses), "seconds": sum(line["seconds"] for line in steps), "loss_of_last_steps": len(losses)}
