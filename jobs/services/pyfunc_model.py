@@ -21,7 +21,7 @@ class MoelineModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.model.eval()
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema; the signature is given
         """One continuation per prompt; a prompt longer than the model's context is cut on the left."""
         prompts = model_input["prompt"] if isinstance(model_input, pd.DataFrame) else model_input
         return [self._continue(str(prompt), int((params or {}).get("max_new_tokens", 32))) for prompt in prompts]

@@ -165,9 +165,14 @@ def _new_trainer(config: TrainConfig, data: str) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a line that a killed process left half-written is dropped."""
+    """The lines of a metrics file; none when it is not there yet."""
+    return parsed(path.read_text()) if path.exists() else []
+
+
+def parsed(text: str) -> list[dict[str, Any]]:
+    """JSON lines; a line that a killed process left half-written is dropped."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in text.splitlines():
         try:
             found.append(json.loads(line))
         except ValueError:

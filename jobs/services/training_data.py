@@ -123,21 +123,19 @@ def _batches(dataset: Any, here: Any, place: dict[tuple[str, int], int]) -> Iter
 
 
 def read(folder: str | Path, split: str, *, spread: int | None = None) -> PackedSequences:
-    """A split mapped from its files; with ``spread``, that many sequences evenly spaced over it (all if there are fewer)."""
+    """A split as the trainer takes it; see read_arrays."""
     from models.train_loop import PackedSequences
 
-    tokens, boundaries, n_tokens = arrays(folder, split)
-    if spread is not None and spread < len(tokens):
-        rows = np.linspace(0, len(tokens) - 1, num=spread).round().astype(np.int64)
-        return PackedSequences(tokens[rows], [boundaries[int(row)] for row in rows], n_tokens[rows])
-    return PackedSequences(tokens, boundaries, n_tokens)
+    return PackedSequences(*read_arrays(folder, split, spread=spread))
 
 
-def arrays(folder: str | Path, split: str) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """(tokens int32 (N, T), document boundaries per sequence, n_tokens (N,)) of a split, mapped and not copied."""
+def read_arrays(folder: str | Path, split: str, *, spread: int | None = None) -> tuple[np.ndarray, Sequence[np.ndarray], np.ndarray]:
+    """(tokens int32 (N, T), document boundaries per sequence, n_tokens (N,)) of a split, mapped from its files and not copied; with
+    ``spread``, that many sequences evenly spaced over the split (all if there are fewer)."""
     folder = Path(folder)
-    tokens, flat, offsets, n_tokens = (
-        np.load(folder / f"{split}.{part}.npy", mmap_mode="r") for part in ("tokens", "boundaries", "offsets", "n_tokens")
-    )
-    return tokens, Ragged(flat, offsets), n_tokens
-
+    tokens, flat, offsets, n_tokens = (np.load(folder / f"{split}.{part}.npy", mmap_mode="r") for part in ("tokens", "boundaries", "offsets", "n_tokens"))
+    boundaries = Ragged(flat, offsets)
+    if spread is None or spread >= len(tokens):
+        return tokens, boundaries, n_tokens
+    rows = np.linspace(0, len(tokens) - 1, num=spread).round().astype(np.int64)
+    return tokens[rows], [boundaries[int(row)] for row in rows], n_tokens[rows]

@@ -63,35 +63,41 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
 
 
 def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:
+    """Counts of the day, from one pass: a kept document gives one row without a rule, a rejected one a row per broken rule."""
     from pyspark.sql import functions as f
 
-    is_kept = f.size("broken") == 0
-    by_source = (
-        judged.groupBy("source")
-        .agg(
-            f.count(f.lit(1)).alias("documents"),
-            f.sum(is_kept.cast("int")).alias("kept"),
-            f.sum(f.when(is_kept, f.col("n_bytes"))).alias("bytes"),
-            f.sum((is_kept & f.col("licence").isNull()).cast("int")).alias("unknown_licence"),
-        )
-        .collect()
+    rows = judged.select("source", "n_bytes", "licence", f.posexplode_outer("broken.rule").alias("position", "rule"))
+    counts = rows.groupBy("source", "rule").agg(
+        f.count(f.lit(1)).alias("n"),
+        f.sum((f.col("position") == 0).cast("int")).alias("rejected"),
+        f.sum("n_bytes").alias("bytes"),
+        f.sum(f.col("licence").isNull().cast("int")).alias("unknown_licence"),
     )
-    per_rule = judged.select("source", f.explode("broken.rule").alias("rule")).groupBy("source", "rule").count().collect()
-    rejected_by_rule: dict[str, int] = {}
-    for row in per_rule:
-        rejected_by_rule[row["rule"]] = rejected_by_rule.get(row["rule"], 0) + row["count"]
+    by_source: dict[str, dict[str, int]] = {}
+    by_rule: dict[str, int] = {}
+    unknown_licence = 0
+    for row in counts.collect():
+        source = by_source.setdefault(row["source"], {"documents": 0, "kept": 0, "bytes": 0})
+        if row["rule"] is None:
+            source["documents"] += row["n"]
+            source["kept"] += row["n"]
+            source["bytes"] += row["bytes"]
+            unknown_licence += row["unknown_licence"]
+        else:
+            source["documents"] += row["rejected"]
+            by_rule[row["rule"]] = by_rule.get(row["rule"], 0) + row["n"]
+    documents, kept = (sum(source[name] for source in by_source.values()) for name in ("documents", "kept"))
     # A rule that never fires may be a dead one (a misspelt name went unnoticed for years in a public pipeline): say so.
-    applied = {rule.name for row in by_source for rule in chosen.get(row["source"], chosen["*"])}
-    documents, kept = (sum(row[name] for row in by_source) for name in ("documents", "kept"))
+    applied = {rule.name for source in by_source for rule in chosen.get(source, chosen["*"])}
     return {
         "documents": documents,
         "kept": kept,
         "rejected": documents - kept,
-        "bytes": sum(row["bytes"] or 0 for row in by_source),
-        "kept_unknown_licence": sum(row["unknown_licence"] for row in by_source),
-        "by_source": {row["source"]: {"documents": row["documents"], "kept": row["kept"], "bytes": row["bytes"] or 0} for row in sorted(by_source)},
-        "rejected_by_rule": dict(sorted(rejected_by_rule.items())),
-        "rules_without_rejection": sorted(applied - rejected_by_rule.keys()),
+        "bytes": sum(source["bytes"] for source in by_source.values()),
+        "kept_unknown_licence": unknown_licence,
+        "by_source": dict(sorted(by_source.items())),
+        "rejected_by_rule": dict(sorted(by_rule.items())),
+        "rules_without_rejection": sorted(applied - by_rule.keys()),
     }
 
 

@@ -27,6 +27,7 @@ REVISION = 1
 MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
 MAX_CHOICE_CHARS = 600
 MAX_ALIASES = 32
+_TASK_METRICS = ("accuracy", "stderr", "chance", "best_constant", "score", "n", "n_contaminated")
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
@@ -65,7 +66,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     ]
     metrics = {
         "accuracy": overall.accuracy, "accuracy_stderr": overall.stderr, "score": overall.score, "n_items": len(response_rows),
-        "tasks": {s.benchmark: {k: getattr(s, k) for k in ("accuracy", "stderr", "chance", "best_constant", "score", "n", "n_contaminated")} for s in (*scores, *more)},
+        "tasks": {s.benchmark: {k: getattr(s, k) for k in _TASK_METRICS} for s in (*scores, *more)},
         "n_contaminated": overall.n_contaminated, "items_with_dropped_documents": _items_with_dropped_documents(inputs["contamination"]),
         "gauntlet_missing": missing, "gauntlet_skipped": skipped, "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
@@ -218,7 +219,7 @@ def _response_row(task: tasks.Task, response: Response, weights_digest: str, con
         "n_prompt_tokens": response.n_prompt_tokens, "choices": [c[:MAX_CHOICE_CHARS] for c in choices], "sum_logprobs": list(response.sum_logprobs),
         "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
         "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest,
-        "item": json.dumps(item, ensure_ascii=False),
+        "item": json.dumps(item),
     }  # fmt: skip
 
 

@@ -57,37 +57,38 @@ def run(config: IngestConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
     records = tools.materialise(descriptors.repartition(min(len(files), _MAX_TASKS)).mapInArrow(read_files, _RECORDS))
     tools.progress(len(files), len(files), "files read")
 
+    good = records.where("error IS NULL")
+    unreadable = records.where("error IS NOT NULL").select("landed_file", "offset", "error", "raw")
     # The order decides which of several equal records stays, so it must not depend on which worker was faster.
     place = f.struct("landed_file", "offset")
-    good = records.where("error IS NULL")
     repeated = good.groupBy("doc_id").agg(f.min(place).alias("first"), f.count(f.lit(1)).alias("times"), f.first("n_bytes").alias("each")).where("times > 1")
-    good = good.join(repeated, "doc_id", "left").withColumn("is_first", f.coalesce(place == f.col("first"), f.lit(True)))
-    documents = good.where("is_first").select("doc_id", "source", "uri", "licence", "text", "n_bytes", "landed_file")
-    again = good.where("NOT is_first").select(
-        "landed_file", "offset", f.lit(_REPEATED).alias("error"), f.encode(f.substring("text", 1, 256), "UTF-8").alias("raw")
-    )
-    unreadable = records.where("error IS NOT NULL").select("landed_file", "offset", "error", "raw")
-    quarantine = unreadable.unionByName(again).withColumnRenamed("landed_file", "file")
-    return StageOutput({"documents": documents, "quarantine": quarantine}, _metrics(len(files), records, repeated))
+    extra = f.col("times") - 1
+    again = repeated.agg(f.sum(extra).alias("records"), f.sum(extra * f.col("each")).alias("bytes")).collect()[0]
+    if again["records"]:  # the usual day has none, and then no text needs to be shuffled
+        good = good.join(repeated, "doc_id", "left").withColumn("is_first", f.coalesce(place == f.col("first"), f.lit(True)))
+        head = f.encode(f.substring("text", 1, RAW_BYTES // 4), "UTF-8").alias("raw")
+        unreadable = unreadable.unionByName(good.where("NOT is_first").select("landed_file", "offset", f.lit(_REPEATED).alias("error"), head))
+        good = good.where("is_first")
+    documents = good.select("doc_id", "source", "uri", "licence", "text", "n_bytes", "landed_file")
+    quarantine = unreadable.withColumnRenamed("landed_file", "file")
+    metrics = _metrics(len(files), records, again["records"] or 0, again["bytes"] or 0)
+    return StageOutput({"documents": documents, "quarantine": quarantine}, metrics)
 
 
-def _metrics(n_files: int, records: Any, repeated: Any) -> dict[str, Any]:
+def _metrics(n_files: int, records: Any, repeated: int, repeated_bytes: int) -> dict[str, Any]:
     """Counts of the day. Reasons are grouped by their words before the first digit, quote or colon: a file can fill a table with numbers."""
     from pyspark.sql import functions as f
 
     reason = f.trim(f.regexp_extract("error", r"^[^\d':]*", 0)).alias("reason")
     counted = records.groupBy(reason).agg(f.count(f.lit(1)).alias("n"), f.sum("n_bytes").alias("bytes")).collect()
-    extra = f.col("times") - 1
-    totals = repeated.agg(f.sum(extra).alias("n"), f.sum(extra * f.col("each")).alias("bytes")).collect()[0]
-    again, again_bytes = totals["n"] or 0, totals["bytes"] or 0
+    documents = [row for row in counted if row["reason"] is None]
     reasons = {row["reason"]: row["n"] for row in counted if row["reason"] is not None}
-    documents = sum(row["n"] for row in counted if row["reason"] is None)
-    if again:
-        reasons["repeated record"] = again
+    if repeated:
+        reasons["repeated record"] = repeated
     return {
         "files": n_files,
-        "documents": documents - again,
-        "bytes": sum(row["bytes"] or 0 for row in counted if row["reason"] is None) - again_bytes,
+        "documents": sum(row["n"] for row in documents) - repeated,
+        "bytes": sum(row["bytes"] for row in documents) - repeated_bytes,
         "quarantined": sum(reasons.values()),
         "quarantine_reasons": dict(sorted(reasons.items())),
     }

@@ -32,7 +32,7 @@ def window_hashes(tokens_NT: np.ndarray) -> np.ndarray:
 def overlapping_items(items: Mapping[str, Sequence[int]], training: Iterable[np.ndarray]) -> set[str]:
     """Ids of the items (token ids of context and right answer) of which any window stands in ``training`` (arrays of equal-length rows)."""
     ids, hashes = [], []
-    for item_id, tokens in items.items():
+    for tokens in items.values():
         found = window_hashes(np.asarray(tokens, dtype=np.int64)[None])[0]
         ids.append(np.full(len(found), len(ids), dtype=np.int64))
         hashes.append(found)

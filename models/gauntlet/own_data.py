@@ -1,7 +1,7 @@
 """The own-data benchmark: questions made from held-out documents, so that a model is asked about the data it is meant to learn.
 
 next_line: which of four lines follows the context. identifier: which of four names completes the statement (Python). docstring: which
-first line documents this function (Python), or which sentence follows (prose). Deterministic: the same documents, task and seed give
+first line documents this function, which text describes this parameter, or which sentence follows. Deterministic: the same documents, task and seed give
 the same items, whatever their order. Nothing here looks at a model. Change here: what is asked. Not here: who is held out (jobs/contract.py).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import keyword
 import random
 import re
@@ -22,14 +23,23 @@ from typing import Any
 TASKS = ("next_line", "identifier", "docstring")
 CHOICES = 4
 CONTEXT_CHARS = 480  # with a choice it fits a sequence of 256 tokens of a small BPE
-PLACES_PER_DOCUMENT = 8  # several questions per document: 1 % of a small corpus is few documents
+# Several questions per document, this far apart (characters): 1 % of a small corpus is few documents, and fewer of them hold functions.
+PLACES_PER_DOCUMENT = {"next_line": 8, "identifier": 20, "docstring": 16}
+PLACES_APART = {"next_line": 200, "identifier": 120, "docstring": 120}
 _MAX_DOCUMENT_CHARS = 200_000
 _PYTHON_LINE = re.compile(r"^\s*(?:def \w+\(|class \w+|import \w|from [\w.]+ import |return\b|if .+:$|for .+ in .+:$|self\.\w)", re.M)
 _FUNCTION = re.compile(
-    r"^[ \t]*(?:async )?def (?!__)\w{3,60}\([^)\"']{0,200}\)[^:\n\"']{0,60}:\n"
+    r"^[ \t]*(?:(?:async )?def (?!__)\w{3,60}\((?:[^()]|\([^()]*\)){0,300}\)[^:\n\"']{0,60}|class \w{3,60}(?:\([^()]{0,100}\))?):\n"
     r"[ \t]*[rRuU]?(?P<quote>\"\"\"|''')(?P<lead>\n?[ \t]*)(?P<first>[^\s\"'][^\n]{14,100})$",
     re.M,
 )
+# What a parameter means, as numpydoc ("name : type" and the next line), Google ("name (type): ...") and Sphinx (":param name: ...") write it.
+_PARAMETER = re.compile(
+    r"^[ \t]*(?:\w+(?:, \w+)* : [^\n]{2,80}(?P<lead1>\n[ \t]+)|\w+(?: \([^)\n]{2,60}\))?:(?P<lead2> )|:param (?:\w+ )?\w+:(?P<lead3> ))"
+    r"(?P<text>[A-Z][^\n]{24,110})$",
+    re.M,
+)
+_BLOCK = re.compile(r"(?P<quote>\"\"\"|''')(?P<text>.{200,20000}?)(?P=quote)", re.S)
 _SENTENCE = re.compile(r"(?<=[.!?])[ \n]+(?=[A-Z])|\n{2,}")
 
 
@@ -142,23 +152,38 @@ def _identifier_places(document: _Document) -> Iterator[_Place]:
 
 
 def _docstring_places(document: _Document) -> Iterator[_Place]:
-    if document.is_python:
-        for match in _FUNCTION.finditer(document.text):
-            first = match["first"].split(match["quote"])[0].rstrip()
-            if len(first) >= 15:
-                yield _Place(document, match.start(), document.text[match.start() : match.start("lead")], match["lead"], first, "", ("function",))
+    text = document.text
+    for match in _PARAMETER.finditer(text):
+        lead = next(group for group in ("lead1", "lead2", "lead3") if match[group] is not None)
+        context = _cut_context(text, match.start(lead))
+        if len(context) >= 60 and _is_prose(match["text"]):
+            yield _Place(document, match.start(), context, match[lead], match["text"].rstrip(), "", ("parameter", lead))
+    if not document.is_python:
+        yield from _sentence_places(document, 0, len(text))
         return
-    start = 0
-    for boundary in _SENTENCE.finditer(document.text):
-        end = boundary.end()
-        following = _SENTENCE.search(document.text, end)
-        sentence = document.text[end : following.start() if following else len(document.text)].rstrip()
-        if "\n\n" in boundary[0]:
+    for match in _FUNCTION.finditer(text):
+        first = match["first"].split(match["quote"])[0].rstrip()
+        if len(first) >= 15:
+            yield _Place(document, match.start(), text[match.start() : match.start("lead")], match["lead"], first, "", ("function",))
+    for match in _BLOCK.finditer(text):
+        yield from _sentence_places(document, match.start("text"), match.end("text"))
+
+
+def _is_prose(text: str) -> bool:
+    return "=" not in text and text.count(" ") >= 3 and sum(c.isalpha() or c == " " for c in text) >= 0.8 * len(text)
+
+
+def _sentence_places(document: _Document, start: int, stop: int) -> Iterator[_Place]:
+    """Sentences of running text between ``start`` and ``stop`` that follow another of the same paragraph."""
+    boundaries = [(m.start(), m.end()) for m in _SENTENCE.finditer(document.text, start, stop)]
+    for (at, end), (following, _) in itertools.pairwise([*boundaries, (stop, stop)]):
+        sentence = " ".join(document.text[end:following].split())
+        if "\n\n" in document.text[at:end]:
             start = end
-        elif 30 <= len(sentence) <= 160 and sentence[-1] in ".!?":
-            context = _cut_context(document.text[start : boundary.start()], boundary.start() - start)
-            if len(context) >= 60:
-                yield _Place(document, end, context, boundary[0], " ".join(sentence.split()), "", ("sentence",))
+        elif 25 <= len(sentence) <= 180 and sentence[-1] in ".!?" and _is_prose(sentence):
+            context = _cut_context(document.text[start:at], at - start)
+            if len(context) >= 40:
+                yield _Place(document, end, context, document.text[at:end], sentence, "", ("sentence",))
 
 
 _PLACES: dict[str, Callable[[_Document], Iterator[_Place]]] = {
@@ -204,13 +229,13 @@ class _Pool:
         return chosen
 
 
-def _spread(places: list[_Place], rng: random.Random) -> list[_Place]:
-    """At most PLACES_PER_DOCUMENT places of one document, in random order, no two within 200 characters."""
+def _spread(places: list[_Place], task: str, rng: random.Random) -> list[_Place]:
+    """Some places of one document, in random order, none close to another."""
     taken: list[_Place] = []
     for place in rng.sample(places, len(places)):
-        if all(abs(place.offset - other.offset) > 200 for other in taken):
+        if all(abs(place.offset - other.offset) > PLACES_APART[task] for other in taken):
             taken.append(place)
-            if len(taken) == PLACES_PER_DOCUMENT:
+            if len(taken) == PLACES_PER_DOCUMENT[task]:
                 break
     return taken
 
@@ -240,7 +265,7 @@ def make_items(documents: Iterable[tuple[str, str, str]], *, task: str, seed: in
     for doc_id, places in by_document.items():
         # Text found in several held-out documents is boilerplate, which training documents will hold too. Names are shared by nature.
         own = [p for p in places if task == "identifier" or documents_of[_normal(p.answer)] == 1]
-        for place in _spread(own, _rng(seed, task, doc_id)):
+        for place in _spread(own, task, _rng(seed, task, doc_id)):
             wrong = pool.draw(place, task, _rng(seed, task, doc_id, place.offset))
             if len(wrong) == CHOICES - 1:
                 made.append((f"{doc_id}:{place.offset}", place, wrong))

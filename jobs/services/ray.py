@@ -1,0 +1,214 @@
+"""Ray Train: launch trainings on the platform's Ray head (or a local Ray of this process), follow them, end them with this process.
+
+Starting costs about 15 s on two quiet cores with a running head, 25 s without (measured); half of Ray Train's usual launch, because
+only the worker imports torch: the driver and the controller get a plain backend. Change here: how training processes start.
+Not here: what they do (training.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+from jobs.environment import REPO, Environment, Resources
+from jobs.services.training import ERROR, METRICS, TrainingRun, parsed, result_of
+
+MAX_RESTARTS = 2  # worker processes that may die (out of memory, a lost node) before the attempt fails
+POLL_SECONDS = 0.5
+
+# Where Ray Train spends its launch beyond starting processes. Whoever runs a cluster may set them otherwise.
+_TRAIN_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # an exporter per process; our metrics go through metrics.jsonl
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon the end of training is noticed
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default: do not hide accelerators from a worker that asked for none
+}
+
+
+@dataclass
+class Launch:
+    """What one launch did. ``launch_seconds``: from asking to the first training step; None when nothing had to be launched."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    launch_seconds: float | None = None
+    processes: int = 0
+
+
+def train(
+    env: Environment, runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str,
+    on_step: Callable[[int, dict[str, Any]], None] = lambda index, line: None,
+) -> Launch:  # fmt: skip
+    """Do ``runs`` in ``processes`` Ray Train workers that share ``resources`` and the runs; returns when all are finished.
+
+    Finished runs are not repeated, interrupted ones continue from their checkpoint; a worker that dies is restarted up to
+    ``MAX_RESTARTS`` times. ``on_step(run index, metrics line)`` is called in this thread while they train. When this process ends,
+    however it ends, Ray ends the workers. Raises MoelineError when a run cannot be finished.
+    """
+    for run in runs:
+        (Path(run.folder) / ERROR).unlink(missing_ok=True)  # a new attempt may have been given what the last one lacked
+    waiting = [run for run in runs if result_of(run.folder) is None]
+    launch = Launch(processes=min(processes, len(waiting)))
+    if waiting:
+        began = time.time()
+        with _connected(env, resources):
+            followers = [_Follower(i, Path(run.folder) / METRICS, began, on_step) for i, run in enumerate(runs)]
+            _fit(waiting, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers)
+        starts = [f.started_at for f in followers if f.started_at is not None]
+        launch.launch_seconds = min(starts) - began if starts else None
+    launch.results = [found for run in runs if (found := result_of(run.folder)) is not None]
+    if len(launch.results) < len(runs):
+        raise MoelineError(f"{len(runs) - len(launch.results)} of {len(runs)} trainings of {name} did not finish. Run the stage again: it continues.")
+    return launch
+
+
+@contextlib.contextmanager
+def _connected(env: Environment, resources: Resources) -> Iterator[None]:
+    """A connection to the platform's Ray head, else a local Ray that ends with this block."""
+    address = env.platform.get("ray_address")
+    for key, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(key, value)
+    if not env.services.get("ray_address"):  # one machine: no node is ever taken away, so nothing needs to watch for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if address:
+        _require_answer(address)
+        _use_token(env)
+        settings: dict[str, Any] = {"address": address}
+    else:
+        # A fresh token of this process: without one Ray would write its own into the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        cpus = max(1, int(env.services.get("ray_cpus", os.cpu_count() or 1)))
+        settings = {"num_cpus": cpus, "num_gpus": int(resources.gpus), "include_dashboard": False, "object_store_memory": 128 << 20}
+    import ray
+
+    ray.init(**settings, logging_level="ERROR", log_to_driver=False, configure_logging=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _use_token(env: Environment) -> None:
+    """The platform's head asks for its token (RAY_AUTH_MODE must be set before ray is imported)."""
+    if path := env.platform.get("ray_token_file"):
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(path))
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the file
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself waits over a minute for a head that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
+    except (OSError, ValueError) as error:
+        raise MoelineError(f"The Ray head at {address} does not answer ({error}). See `moeline status`; `moeline up` starts it again.") from None
+
+
+def _fit(
+    runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str, followers: Sequence[_Follower],
+) -> None:  # fmt: skip
+    """Run the trainer in a thread and follow the metrics in this one."""
+    import ray
+    from ray import cloudpickle
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    cores = max(1.0, min(resources.cores, ray.cluster_resources().get("CPU", 0.0)) / processes)
+    threads = max(1, int(cores))
+    per_worker = {"CPU": cores, **({"GPU": resources.gpus / processes} if resources.gpus else {})}
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker learns where the code lies before importing it
+    trainer = DataParallelTrainer(
+        _worker,
+        train_loop_config={"repo": str(REPO), "threads": threads, "shares": [[r.to_json() for r in share] for share in shared_out(runs, processes)]},
+        scaling_config=ScalingConfig(num_workers=processes, use_gpu=resources.gpus > 0, resources_per_worker=per_worker),
+        run_config=RunConfig(name=name, storage_path=str(Path(scratch) / "ray"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the main thread
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        for follower in followers:
+            follower.poll()
+    if failure:
+        raise _explained(failure[0], name) from failure[0]
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Body of a Ray Train worker: its share of the runs."""
+    sys.path.insert(0, config["repo"])
+    from ray.train import get_context
+
+    from jobs.services import training
+
+    share = config["shares"][get_context().get_world_rank()]
+    training.train_all([training.TrainingRun.from_json(text) for text in share], threads=config["threads"])
+
+
+def shared_out(runs: Sequence[TrainingRun], processes: int) -> list[list[TrainingRun]]:
+    """Runs per process, the largest first to the process with the least work; empty shares are possible."""
+    shares: list[list[TrainingRun]] = [[] for _ in range(processes)]
+    for run in sorted(runs, key=lambda r: -r.cost):
+        min(shares, key=lambda share: sum(r.cost for r in share)).append(run)
+    return shares
+
+
+def _explained(error: BaseException, name: str) -> MoelineError:
+    """One line for a person out of Ray's nested errors."""
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    cause = next(iter(causes.values()))
+    text = str(getattr(cause, "cause", None) or cause).strip().splitlines()
+    return MoelineError(f"Training {name} failed after {MAX_RESTARTS} restarts: {type(cause).__name__}: {text[-1] if text else 'no message'}")
+
+
+class _Follower:
+    """Reads the new lines of one run's metrics file, whoever writes it."""
+
+    def __init__(self, index: int, file: Path, since: float, on_step: Callable[[int, dict[str, Any]], None]) -> None:
+        self.index, self.file, self.since, self.on_step = index, file, since, on_step
+        self.started_at: float | None = None
+        self._seen = -1
+        self._inode, self._offset = 0, 0
+
+    def poll(self) -> None:
+        """Report steps not reported before; a restarted run repeats steps under the same numbers and those stay silent."""
+        with contextlib.suppress(FileNotFoundError), self.file.open("rb") as lines:
+            if (inode := os.fstat(lines.fileno()).st_ino) != self._inode:  # a restarted run writes the file anew
+                self._inode, self._offset = inode, 0
+            lines.seek(self._offset)
+            text = lines.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            for line in parsed(whole.decode()):
+                if line["event"] == "started" and self.started_at is None and line["at"] >= self.since:
+                    self.started_at = line["at"]
+                elif line["event"] == "step" and line["step"] > self._seen:
+                    self._seen = line["step"]
+                    self.on_step(self.index, line)
+
+
+def flat_params(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as dotted names and plain values, for a tracker."""
+    found: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(config)).items():
+        found.update(flat_params(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found

@@ -1,0 +1,151 @@
+"""Train: the recipe's model, launched once through Ray Train, resumed from its last checkpoint by a retry.
+
+Change here: what a training run records and reports. Not here: the optimiser (models/train_loop.py), checkpoints and resuming
+(jobs/services/training.py), how processes start (jobs/services/ray.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.config import TrainConfig
+from jobs.contract import MoelineError, StageOutput, Tools, canonical
+from jobs.services import training_data
+from jobs.services.training import TrainingRun
+from models.unigram import predicted_tokens, unigram_loss
+
+ENGINE = "arrow"
+READS = {"sequences": "all"}
+WRITES = ("checkpoints",)
+REVISION = 1
+_LOG_SECONDS = 1.0  # metrics go to the tracker at most this often, besides the last step's
+_SCAN_ROWS = 8192  # sequences counted at a time
+
+
+def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
+    """Train ``config`` on the packed sequences; one row of ``checkpoints``: the final one, and how good it is.
+
+    Raises MoelineError when there is nothing to train on or training cannot be finished; a retry continues where it stopped.
+    """
+    from jobs.services import ray
+
+    if config.workers != 1:
+        raise MoelineError(
+            f"The recipe asks for {config.workers} data-parallel workers; the training loop of this version runs in one process (one CPU machine or one "
+            "GPU). Set workers=1 in the recipe."
+        )
+    name = f"checkpoints/{tools.run_key}"
+    folder = Path(tools.artifact_dir(name))
+    data = training_data.write(inputs["sequences"], folder / "data")
+    unigram = _unigram(data, config)
+    reporter = Reporter(config, tools)
+    started = time.monotonic()
+    work = TrainingRun(folder=str(folder), data=data.folder, config=config)
+    launch = ray.train(
+        tools.env, [work], name=f"train-{tools.run_key}", resources=tools.env.stage_resources("train"), processes=1, scratch=tools.scratch,
+        on_step=reporter.on_step,
+    )  # fmt: skip
+    result = launch.results[0]
+    metrics = _metrics(config, data, result, unigram) | {"launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
+    run_id = reporter.finish(metrics)
+    shutil.rmtree(data.folder)  # a copy of a table that stays
+    row = {
+        "run_key": tools.run_key, "uri": f"{name}/{result['checkpoint']}", "sha256": result["sha256"], "step": result["steps"], "tokens": result["tokens"],
+        "loss": result["loss"], "held_out_loss": result["held_out_loss"], "config": json.dumps(canonical(config), sort_keys=True), "final": True,
+        "mlflow_run_id": run_id,
+    }  # fmt: skip
+    return StageOutput({"checkpoints": _table([row])}, metrics)
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows)
+
+
+def _metrics(config: TrainConfig, data: training_data.TrainingData, result: Mapping[str, Any], unigram: float) -> dict[str, Any]:
+    seen = result["sequences_seen"] / data.sequences["train"]
+    return {
+        "loss": result["loss"], "held_out_loss": result["held_out_loss"], "unigram_loss": unigram, "tokens": result["tokens"], "steps": result["steps"],
+        "tokens_per_second": result["tokens"] / result["seconds"], "wall_seconds_training": result["seconds"], "params_total": config.model.params_total,
+        "params_active": config.model.params_active, "flops": config.model.flops_per_token * config.tokens_per_step * result["steps"],
+        "resumed_from_step": result["resumed_from_step"], "skipped_steps": result["skipped_steps"], "epochs": seen,
+        "corpus_tokens": sum(data.tokens.values()), "checkpoint": result["checkpoint"], "tokenizer_id": data.tokenizer_ids[0],
+    }  # fmt: skip
+
+
+def _unigram(data: training_data.TrainingData, config: TrainConfig) -> float:
+    """Cross entropy (nats per token) of the same held-out tokens under the training tokens' unigram counts."""
+    tokens, _, n_tokens = training_data.read_arrays(data.folder, "train")
+    counts = np.zeros(config.model.vocab_size)
+    for start in range(0, len(tokens), _SCAN_ROWS):
+        rows = slice(start, start + _SCAN_ROWS)
+        real = tokens[rows][np.arange(data.seq_len)[None, :] < n_tokens[rows, None]]
+        if len(real) and int(real.max()) >= len(counts):
+            raise MoelineError(
+                f"The corpus holds token id {int(real.max())}, the model has a vocabulary of {len(counts)}: the recipe's tokenizer did not pack this corpus."
+            )
+        counts += np.bincount(real, minlength=len(counts))
+    held_out = training_data.read_arrays(data.folder, "held_out", spread=config.held_out_sequences)
+    return unigram_loss(counts, predicted_tokens(*held_out))
+
+
+class Reporter:
+    """Shows the progress of a training and sends its metrics to the tracker while it runs. A tracker that fails never fails the run."""
+
+    def __init__(self, config: TrainConfig, tools: Tools) -> None:
+        self.config, self.tools = config, tools
+        self._tracker: Any = None
+        self._broken = False
+        self._logged_at = float("-inf")
+        self._last: dict[str, Any] = {}
+        self._speeds: list[float] = []
+
+    def on_step(self, index: int, line: Mapping[str, Any]) -> None:
+        self._last = dict(line)
+        self._speeds = [*self._speeds[-19:], line["tokens_per_second"]]
+        speed = sum(self._speeds) / len(self._speeds)
+        left = (self.config.steps - line["step"]) * self.config.tokens_per_step / speed
+        text = f"step {line['step']}/{self.config.steps}, loss {line['loss']:.3f}, {speed:,.0f} tokens/s, {left:.0f} s of training left"
+        self.tools.progress(line["step"], self.config.steps, text)
+        if time.monotonic() - self._logged_at >= _LOG_SECONDS:
+            self._log(line)
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self._logged_at = time.monotonic()
+        names = ("loss", "load_balancing_loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "expert_load_max_over_mean")
+        values = {name: line[name] for name in names} | {"cost_usd": self.tools.cost_so_far()}
+        self._send(lambda tracker: tracker.log_metrics(values, line["step"]))
+
+    def _send(self, call: Any) -> None:
+        if self._broken:
+            return
+        try:
+            if self._tracker is None:
+                self._tracker = getattr(self.tools, "tracker", None)
+                if self._tracker is None:
+                    self._broken = True
+                    return
+                from jobs.services.ray import flat_params
+
+                self._tracker.log_params(flat_params(canonical(self.config)))
+            call(self._tracker)
+        except Exception as error:  # whatever the tracking server does, the money for the training is spent
+            self._broken = True
+            print(f"[train] metrics are no longer sent to MLflow: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def finish(self, metrics: Mapping[str, Any]) -> str | None:
+        """Log the last step and the summary, close the run; its id in the tracker, or None without one."""
+        if self._last:
+            self._log(self._last)
+        summary = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+        self._send(lambda tracker: (tracker.log_metrics(summary, self.config.steps), tracker.finish("FINISHED")))
+        return getattr(self._tracker, "run_id", None)

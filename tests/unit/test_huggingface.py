@@ -1,0 +1,161 @@
+"""Our folders are transformers' DBRX and theirs are ours: same logits, both thetas, tokenizer, shards."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from models import huggingface
+from models.config import ModelConfig
+from models.train_loop import new_model
+
+# d_model differs from ffn_hidden and theta from 10000: equal sizes hid transformers' bugs before.
+CONFIG = ModelConfig(d_model=48, n_heads=6, n_kv_heads=2, n_layers=2, ffn_hidden=40, vocab_size=300, max_seq_len=64, init_std=0.15, clip_qkv=0.8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json() -> bytes:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>", "<|padding|>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["def f(x): return x + 1", "class A: pass"] * 20, trainer)
+    return tokenizer.to_str().encode()
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 300, (2, 50), generator=torch.Generator().manual_seed(0))
+
+
+def theirs(directory: Path) -> torch.Tensor:
+    from transformers import DbrxForCausalLM
+
+    model = DbrxForCausalLM.from_pretrained(directory, dtype=torch.float64, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return model(tokens()).logits
+
+
+def ours(directory: Path) -> torch.Tensor:
+    model, _ = huggingface.load(directory, experts_backend="reference")  # the backend with float64
+    with torch.no_grad():
+        return model.double()(tokens()).logits_BTV
+
+
+def test_transformers_computes_our_logits_from_our_folder(tmp_path: Path) -> None:
+    model = new_model(CONFIG, seed=1)
+    huggingface.export(model, CONFIG, tmp_path, None)
+    with torch.no_grad():
+        expected = new_model(CONFIG, seed=1, experts_backend="reference").double()(tokens()).logits_BTV
+    assert expected.std() > 0.3
+    torch.testing.assert_close(theirs(tmp_path), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours(tmp_path), expected, rtol=0, atol=1e-12)
+
+
+def test_we_compute_transformers_logits_from_its_folder(tmp_path: Path) -> None:
+    from transformers import DbrxConfig, DbrxForCausalLM
+
+    torch.manual_seed(5)
+    config = DbrxConfig(
+        d_model=48, n_heads=6, n_layers=2, max_seq_len=64, vocab_size=300, initializer_range=0.15, rope_theta=500_000.0,
+        attn_config={"clip_qkv": 0.8, "kv_n_heads": 2, "rope_theta": 500_000.0}, ffn_config={"ffn_hidden_size": 40, "moe_num_experts": 8, "moe_top_k": 3},
+    )  # fmt: skip
+    DbrxForCausalLM(config).save_pretrained(tmp_path)
+    read = huggingface.read_config(tmp_path)
+    assert (read.d_model, read.n_kv_heads, read.ffn_hidden, read.n_experts, read.top_k, read.rope_theta) == (48, 2, 40, 8, 3, 500_000.0)
+    torch.testing.assert_close(ours(tmp_path), theirs(tmp_path), rtol=0, atol=1e-6)
+
+
+def test_rope_theta_is_written_in_both_places_and_transformers_uses_it(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["rope_theta"] == raw["attn_config"]["rope_theta"] == 500_000.0
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 500_000.0
+    before = theirs(tmp_path)
+    del raw["rope_theta"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert (theirs(tmp_path) - before).abs().max() > 1e-3  # the trap is still there: the nested one alone is ignored
+
+
+def test_disagreeing_thetas_are_an_error(tmp_path: Path) -> None:
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None)
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"rope_theta": 10_000.0}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="different rotary bases"):
+        huggingface.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"clip_qkv": math.inf, "rope_theta": 10_000.0, "top_k": 1, "moe_loss_weight": 0.01}])
+def test_config_and_weights_survive_export_and_load(tmp_path: Path, change: dict) -> None:
+    config = replace(CONFIG, **change)
+    model = new_model(config, seed=2)
+    huggingface.export(model, config, tmp_path, None)
+    loaded, read = huggingface.load(tmp_path)
+    assert read == config and not loaded.training
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_shards_hold_the_same_model_and_a_second_export_replaces_them(tmp_path: Path) -> None:
+    model = new_model(CONFIG, seed=3)
+    huggingface.export(model, CONFIG, tmp_path, None, max_shard_bytes=200_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) == len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert index["metadata"]["total_size"] == sum(p.numel() * 4 for p in model.parameters())
+    sharded = theirs(tmp_path)
+    torch.testing.assert_close(ours(tmp_path), sharded, rtol=0, atol=1e-6)
+    huggingface.export(model, CONFIG, tmp_path, None)
+    assert [p.name for p in tmp_path.glob("model*")] == ["model.safetensors"]
+    assert torch.equal(theirs(tmp_path), sharded)
+
+
+def test_the_tokenizer_loads_offline_and_round_trips(tmp_path: Path, tokenizer_json: bytes) -> None:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, tokenizer_json, eos_id=0, pad_id=1)
+    expected = Tokenizer.from_str(tokenizer_json.decode())
+    text = "def ü(x):\n    return x  # 日本"
+    for tokenizer in (AutoTokenizer.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", 0, "<|padding|>", 1)
+        assert tokenizer(text)["input_ids"] == expected.encode(text).ids and tokenizer.decode(expected.encode(text).ids) == text
+        assert tokenizer.model_max_length == 64
+    with pytest.raises(ValueError, match="pad_id 9999"):
+        huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, tokenizer_json, pad_id=9999)
+
+
+def test_transformers_generates_from_our_folder(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None, eos_id=0, pad_id=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape[1] <= 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "only 'dbrx'"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "'gelu'"),
+        ({"attn_config": {}}, "kv_n_heads"),
+        ({"d_model": 96}, "another shape"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None)
+    raw = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(tmp_path)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+        huggingface.load(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        huggingface.load(tmp_path / "nowhere")
