@@ -58,9 +58,11 @@ with DAG(
         """Go on, ask a person, or stop: what the forecast decided."""
         metrics = result["metrics"]
         if metrics["decision"] == "stop":
+            cost, low, high = (metrics[key] for key in ("cost_usd", "cost_usd_low", "cost_usd_high"))
             raise AirflowFailException(
-                f"Over budget, nothing was trained: the forecast says {metrics['cost_usd']:.4f} USD (95 %: {metrics['cost_usd_low']:.4f} to "
-                f"{metrics['cost_usd_high']:.4f}), the budget is {metrics['budget_usd']:.4f} USD. Trigger again with a larger budget_usd, or a smaller recipe."
+                f"Over budget, nothing was trained: the training would cost {cost:.4f} USD (95 %: {low:.4f} to {high:.4f}) after "
+                f"{metrics['spent_usd']:.4f} USD for the forecast; the budget is {metrics['budget_usd']:.4f} USD. "
+                "Trigger again with a larger budget_usd, or take a smaller recipe."
             )
         return "approve" if metrics["decision"] == "ask" else "train"
 
@@ -69,8 +71,9 @@ with DAG(
         subject="Over budget: train {{ params.recipe }} anyway?",
         body=(
             "{% set m = ti.xcom_pull(task_ids='forecast')['metrics'] %}"
-            "The forecast says **{{ '%.2f' | format(m['cost_usd']) }} USD** (95 %: {{ '%.2f' | format(m['cost_usd_low']) }} to "
-            "{{ '%.2f' | format(m['cost_usd_high']) }}); the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**. "
+            "The training would cost **{{ '%.2f' | format(m['cost_usd']) }} USD** (95 %: {{ '%.2f' | format(m['cost_usd_low']) }} to "
+            "{{ '%.2f' | format(m['cost_usd_high']) }}) after {{ '%.2f' | format(m['spent_usd']) }} USD for the forecast; "
+            "the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**. "
             "Expected held-out loss: {{ '%.3f' | format(m['loss']) }} nats/token. Nothing is spent until someone answers."
         ),
         defaults="Reject",

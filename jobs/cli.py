@@ -92,7 +92,9 @@ def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
     days = arguments.day or launch.sample_days(env, arguments.days)
-    found = sample_data.write(env.landing, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else _say)
+    found = sample_data.write(
+        env.landing, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else sample_data.progress_lines(_say)
+    )
     if not arguments.json:
         print(found)
     return getattr(found, "__dict__", None) or {"days": list(days)}

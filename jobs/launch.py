@@ -110,7 +110,7 @@ def _landed_days(env: Environment, days: int, echo: Echo) -> list[str]:
         echo(f"Writing the sample corpus for {chosen[0]} to {chosen[-1]} (source code and documentation of the installed Python distributions)")
         from jobs import sample_data
 
-        summary = sample_data.write(env.landing, chosen, progress=echo)
+        summary = sample_data.write(env.landing, chosen, progress=sample_data.progress_lines(echo))
         unfinished.unlink(missing_ok=True)
         echo(f"Sample corpus: {summary}")
         landed = _days_in_landing(env)
@@ -167,14 +167,18 @@ def _create_backfill(
 ) -> None:
     """Airflow allows one active backfill per DAG: join the one that covers these days, else wait for it and then create this one."""
     for active in [found for found in client.backfills(PREPARE) if found["completed_at"] is None]:
-        covered = (active["from_date"][:10], active["to_date"][:10])
+        begin, end = active["from_date"][:10], active["to_date"][:10]
+        going_on = [run for run in _runs_by_day(client, begin, end).values() if run["state"] in _ACTIVE]
+        if not going_on:  # Airflow notices the end of a backfill up to a minute late; until then it refuses another
+            client.cancel_backfill(active["id"])
+            continue
         unpause()
-        if covered[0] <= first and last <= covered[1] and not _other_work({"conf": active["dag_run_conf"]}, conf):
-            echo(f"{PREPARE}: joining the backfill of {covered[0]} to {covered[1]} that is active already")
+        if begin <= first and last <= end and not _other_work({"conf": active["dag_run_conf"]}, conf):
+            echo(f"{PREPARE}: joining the backfill of {begin} to {end} that is active already")
             return
-        echo(f"{PREPARE}: waiting for the backfill of {covered[0]} to {covered[1]} that is active already")
-        while client.backfill(active["id"])["completed_at"] is None:
-            time.sleep(2.0)
+        echo(f"{PREPARE}: waiting for the backfill of {begin} to {end} that is active already")
+        _watch(env, client, PREPARE, {run["dag_run_id"]: run["data_interval_start"][:10] for run in going_on}, echo)
+        client.cancel_backfill(active["id"])
     client.create_backfill(PREPARE, first, last, _width(env), behaviour, conf)
 
 
@@ -191,12 +195,15 @@ def _build(env: Environment, client: AirflowClient, conf: Mapping[str, Any], ech
 
 
 def _follow(env: Environment, client: AirflowClient, dag_id: str, runs: Mapping[str, str], echo: Echo) -> list[RunSeen]:
-    watch = Watch(env, client, dag_id, runs, TASKS[dag_id], say=echo, console=_console())
-    ended = watch.until_finished()
+    ended = _watch(env, client, dag_id, runs, echo)
     failed = [run for run in ended if run.state == "failed"]
     if failed:
         raise MoelineError(_failure_text(client, failed, len(ended)))
     return ended
+
+
+def _watch(env: Environment, client: AirflowClient, dag_id: str, runs: Mapping[str, str], echo: Echo) -> list[RunSeen]:
+    return Watch(env, client, dag_id, runs, TASKS[dag_id], say=echo, console=_console()).until_finished()
 
 
 def _failure_text(client: AirflowClient, failed: Sequence[RunSeen], total: int) -> str:
@@ -304,6 +311,8 @@ def _summary(client: AirflowClient, runs: Sequence[RunSeen]) -> dict[str, Any]:
 
 def _spent(summary: Mapping[str, Any]) -> str:
     reused = sum(s["reused"] for s in summary["stages"])
+    if not summary["stages"]:
+        return "Nothing was recomputed: all of it was done before. Spent: $0."
     if not summary["computed"]:
         return f"Nothing was recomputed: every result was recorded before under the same run keys ({reused} stages reused). Spent: $0."
     return f"{summary['computed']} stages computed, {reused} reused. Spent: ${summary['cost_usd']:.4f}"

@@ -60,6 +60,14 @@ def ngram_hashes(tokens: Sequence[str], n: int, known: WordHashes) -> np.ndarray
     return folded
 
 
+def ngram_hashes_of_many(texts: Sequence[Sequence[str]], n: int, known: WordHashes) -> tuple[np.ndarray, np.ndarray]:
+    """(n-gram hashes, index of the text each is from) of many texts at once: for short texts far faster than one by one."""
+    owners = np.repeat(np.arange(len(texts)), [len(tokens) for tokens in texts])
+    hashes = ngram_hashes([token for tokens in texts for token in tokens], n, known)
+    inside = owners[: len(hashes)] == owners[n - 1 :][: len(hashes)]  # n-grams that do not reach into the next text
+    return hashes[inside], owners[: len(hashes)][inside]
+
+
 def shingles(text: str, n: int, known: WordHashes) -> np.ndarray:
     """The set of ``n``-word shingles of a text as sorted unique uint64 hashes; empty when it has fewer than ``n`` words."""
     return np.unique(ngram_hashes(words(text), n, known))

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import sysconfig
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,3 +244,20 @@ def spdx(metadata: importlib.metadata.PackageMetadata) -> str | None:
     if short is not None:
         return short
     return classified.pop() if len(classified) == 1 else None
+
+
+def progress_lines(say: Callable[[str], None]) -> Callable[[float, float, str], None]:
+    """A progress callback for ``write`` that says one line every two seconds, with elapsed time and ETA."""
+    started = time.monotonic()
+    last = 0.0
+
+    def tell(done: float, total: float, text: str) -> None:
+        nonlocal last
+        elapsed = time.monotonic() - started
+        if elapsed - last < 2.0:
+            return
+        last = elapsed
+        ending = f", ETA {elapsed * (total - done) / done:.0f} s" if done else ""
+        say(f"[sample-data] {done / total if total else 0:4.0%} {elapsed:.0f} s{ending}  {text}")
+
+    return tell

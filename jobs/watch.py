@@ -227,8 +227,9 @@ def log_tail(client: AirflowClient, run: RunSeen, seen: TaskSeen, lines: int = 1
         text = client.log(run.dag_id, run.run_id, seen.task_id, max(seen.try_number, 1))
     except MoelineError as error:
         return f"(its log cannot be read: {error})"
-    kept = [line for line in text.splitlines() if line.strip() and not line.startswith(("::group::", "::endgroup::"))]
-    return "\n".join(kept[-lines:])
+    logged = [line for line in text.splitlines() if line.strip() and not line.startswith(("::group::", "::endgroup::"))]
+    begin = max((n + 1 for n, line in enumerate(logged) if line.startswith("Starting: -m jobs.run")), default=0)  # what the stage itself said
+    return "\n".join(logged[begin:][-lines:])
 
 
 def _seconds(instance: Mapping[str, Any]) -> float | None:

@@ -10,14 +10,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from airflow.api_fastapi.core_api.security import get_user  # internal to Airflow, so used in this one place
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 
 STATIC = Path(__file__).resolve().parent / "static"
-FILES = {"page.js": "text/javascript", "charts.js": "text/javascript", "dom.js": "text/javascript", "page.css": "text/css"}
+FILES = {"page.js": "text/javascript", "charts.js": "text/javascript", "dom.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+ICON = "/costs/static/icon.svg"
 HEADERS = {
     # Nothing but this page's own files may load or run, and only Airflow may frame it.
     "Content-Security-Policy": (
@@ -62,13 +63,13 @@ def runs() -> Response:
     return _json(shown)
 
 
-@app.get("/api/checks")
-def checks(run: Annotated[str, Query(max_length=500)]) -> Response:
-    """Every data-quality check of one DAG run, also of one that built no model."""
+@app.get("/api/dag-run")
+def dag_run(run: Annotated[str, Query(max_length=500)]) -> Response:
+    """Charges and data-quality checks of one DAG run, also of one that built no model."""
     from jobs.environment import Environment
     from jobs.services import report
 
-    return _json({"checks": report.checks(Environment.load(), run)})
+    return _json(report.of_dag_run(Environment.load(), run))
 
 
 def _json(value: Any) -> Response:
@@ -90,8 +91,8 @@ class CostVsAccuracyPlugin(AirflowPlugin):
     """Registers the app and where Airflow's interface shows it."""
 
     name = "cost_vs_accuracy"
-    fastapi_apps = [{"app": app, "url_prefix": "/costs", "name": "Cost vs accuracy"}]
-    external_views = [
-        {"name": "Cost vs accuracy", "href": "costs/page", "destination": "nav", "category": "browse", "url_route": "cost-vs-accuracy"},
-        {"name": "Cost vs accuracy", "href": "costs/page?run={RUN_ID}", "destination": "dag_run", "url_route": "cost-vs-accuracy-run"},
+    fastapi_apps: ClassVar[list[dict[str, Any]]] = [{"app": app, "url_prefix": "/costs", "name": "Cost vs accuracy"}]
+    external_views: ClassVar[list[dict[str, Any]]] = [
+        {"name": app.title, "href": "costs/page", "destination": "nav", "category": "browse", "url_route": "cost-vs-accuracy", "icon": ICON},
+        {"name": app.title, "href": "costs/page?dag={DAG_ID}&run={RUN_ID}", "destination": "dag_run", "url_route": "cost-vs-accuracy-run", "icon": ICON},
     ]

@@ -179,7 +179,7 @@ class AirflowClient:
         content = self._call("GET", path, params={"map_index": map_index, "full_content": True})["content"]
         if isinstance(content, str):
             return content
-        return "\n".join(line if isinstance(line, str) else str(line.get("event", "")) for line in content)
+        return "\n".join(line if isinstance(line, str) else _event_text(line) for line in content)
 
     # -- people in the loop, pools ------------------------------------------------------------------------------------
 
@@ -201,7 +201,8 @@ class AirflowClient:
             return self._call("POST", "/pools", body={"name": name, "slots": slots, "description": description})
         if pool["slots"] == slots:
             return pool
-        return self._call("PATCH", f"/pools/{_part(name)}", params={"update_mask": "slots"}, body={"slots": slots})
+        body = {"pool": name, "slots": slots, "description": pool["description"], "include_deferred": pool["include_deferred"]}
+        return self._call("PATCH", f"/pools/{_part(name)}", body=body)
 
     def health(self) -> dict[str, Any]:
         """Airflow's own view of its scheduler, triggerer, dag-processor and database."""
@@ -263,6 +264,12 @@ def _error(message: str, status: int = 0) -> MoelineError:
     error = MoelineError(message)
     error.status = status  # type: ignore[attr-defined]
     return error
+
+
+def _event_text(line: Mapping[str, Any]) -> str:
+    """One log event; an exception by its type and message (its traceback is in Airflow)."""
+    errors = [f"{error.get('exc_type')}: {error.get('exc_value')}" for error in line.get("error_detail") or []]
+    return "\n".join([str(line.get("event", "")), *errors])
 
 
 def _part(value: str) -> str:

@@ -69,7 +69,9 @@ def resolve(scratch: Path) -> dict[str, Path]:
     ivy = next((jar for folder in folders for jar in sorted(Path(folder, "jars").glob("ivy-*.jar"))), None)
     if ivy is None:
         raise MoelineError(f"Ivy, which comes with pyspark, was not found in {sys.prefix}. Run: make setup")
-    settings = next((path for path in (os.environ.get("MOELINE_IVY_SETTINGS"), Path.home() / ".ivy2" / "ivysettings.xml") if path and Path(path).is_file()), None)
+    settings = next(
+        (path for path in (os.environ.get("MOELINE_IVY_SETTINGS"), Path.home() / ".ivy2" / "ivysettings.xml") if path and Path(path).is_file()), None
+    )
     command = [
         str(find_java().executable), "-jar", str(ivy), "-warn", *(["-settings", str(settings)] if settings else []), "-ivy", str(_MODULES),
         "-cache", str(scratch / "cache"), "-confs", "default", "-types", "jar", "-retrieve", str(scratch / "out" / "[organisation]_[artifact]-[revision].[ext]"),
@@ -77,7 +79,9 @@ def resolve(scratch: Path) -> dict[str, Path]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
-        raise MoelineError("The Delta JARs were asked for; the repository did not answer within 300 s. Check the network, then run `make setup` again.") from None
+        raise MoelineError(
+            "The Delta JARs were asked for; the repository did not answer within 300 s. Check the network, then run `make setup` again."
+        ) from None
     if done.returncode:
         problem = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())[-1500:]
         raise MoelineError(f"The Delta JARs could not be resolved. Check the network, then run `make setup` again. Ivy says:\n{problem}")

@@ -99,13 +99,23 @@ def _document(offset: int, where: str, values: Callable[[str], Any], text_column
 
 
 def _jsonl(path: str, relative: str, compression: str | None, text_column: str, max_bytes: int) -> Iterator[Record]:
+    start = bytearray()
+
+    def watched() -> Iterator[bytes]:
+        for piece in chunks(path, compression):
+            if len(start) < _SNIFF_BYTES:
+                start.extend(piece[:_SNIFF_BYTES])
+            yield piece
+
     try:
-        for line in lines(chunks(path, compression), max_bytes, keep=RAW_BYTES):
-            if line.number == 1 and b"\0" in line.head:
-                yield _bad(-1, "binary data, not JSON lines", line.head)
+        for line in lines(watched(), max_bytes, keep=RAW_BYTES):
+            if line.data is not None and not line.data.strip():
+                continue
+            record = _json_record(line, relative, text_column, max_bytes)
+            if record.error and line.offset == 0 and b"\0" in start:  # else every line break in it would be a row of the quarantine
+                yield _bad(-1, "binary data, not JSON lines", bytes(start[:RAW_BYTES]))
                 return
-            if line.data is None or line.data.strip():
-                yield _json_record(line, relative, text_column, max_bytes)
+            yield record
     except StreamBroken as broken:
         yield _bad(broken.offset, str(broken), broken.pending)
 

@@ -99,7 +99,8 @@ def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, 
         "run_id": _run_id(records, anchor), "recipe": anchor.recipe, "status": _status(stages), "finished_at": max(r.finished_at for r in own),
         "params_total": trained.get("params_total"), "params_active": trained.get("params_active"), "tokens": trained.get("tokens"),
         "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None, "cost_by_phase": _sum_by(charges, "x_Phase"),
-        "cost_by_stage": _sum_by(charges, "x_Stage"), "wasted_usd": sum(c["BilledCost"] for c in charges if c["x_Outcome"] in ("failed", "killed")),
+        "cost_by_stage": _sum_by(charges, "x_Stage"), "wasted_by_stage": _sum_by((c for c in charges if c["x_Outcome"] in ("failed", "killed")), "x_Stage"),
+        "wasted_usd": sum(c["BilledCost"] for c in charges if c["x_Outcome"] in ("failed", "killed")),
         "energy_kwh": sum(c["x_EnergyKwh"] for c in charges) if charges else None, "wall_seconds": sum(r.wall_seconds for r in own),
         "loss": trained.get("held_out_loss"), "unigram_loss": trained.get("unigram_loss"),
         "checks_passed": sum(int(r.metrics.get("checks_passed", 0)) for r in (*corpus, *own)),
@@ -109,6 +110,12 @@ def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, 
     run.update(_forecast(records, stages.get("forecast")))
     run.update(_scores(records, stages.get("evaluate")))
     run.update(_registration(records, stages.get("register")))
+    trained_in = stages.get("train")
+    reached = {
+        "loss": run["loss"], "accuracy": run["accuracy"],
+        "cost_usd": trained_in and trained_in.cost_usd, "wall_seconds": trained_in and trained_in.wall_seconds,
+    }  # fmt: skip
+    run["forecast"] = [{**row, "outcome": reached.get(row["metric"])} for row in run["forecast"]]
     run["checks"] = [_check(row) for r in (*corpus, *own) for row in records.checks_of[r.run_key]]
     return run
 
@@ -172,6 +179,16 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
 def attempts(env: Environment) -> list[dict[str, Any]]:
     """Every charge, newest first: one row per attempt, failed and killed ones too."""
     return sorted(delta.rows(env, "costs"), key=lambda c: c["ChargePeriodStart"], reverse=True)
+
+
+def of_dag_run(env: Environment, dag_run_id: str) -> dict[str, Any]:
+    """Charges (by stage) and checks of one Airflow run; both empty when it reused everything or is unknown."""
+    charges = [c for c in delta.rows(env, "costs") if c["x_DagRunId"] == dag_run_id]
+    attempted = {c["x_AttemptId"] for c in charges}
+    return {
+        "cost_by_stage": _sum_by(charges, "x_Stage"), "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None,
+        "checks": [_check(row) for row in delta.rows(env, "checks") if row["attempt_id"] in attempted],
+    }  # fmt: skip
 
 
 SUMMARY = (

@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,13 +31,13 @@ STALLED_SECONDS = 120.0  # another writer that wrote nothing for so long is take
 @dataclass(frozen=True)
 class TrainingRun:
     """One training to do: ``config`` on the sequences in ``data`` (training_data.write), in ``folder``. ``keep_checkpoints`` 0: train
-    without any (a proxy of seconds). ``suite``: own benchmark items to answer at the end, JSON (see accuracy_of)."""
+    without any (a proxy of seconds). ``suite``: a file of questions to answer at the end (see suite_accuracy), or empty."""
 
     folder: str
     data: str
     config: TrainConfig
     keep_checkpoints: int = 2
-    suite: Mapping[str, Any] = field(default_factory=dict)
+    suite: str = ""
 
     @property
     def cost(self) -> float:
@@ -146,8 +147,25 @@ def _train(run: TrainingRun) -> dict[str, Any]:
         **_summary(folder / METRICS), "held_out_loss": loss, "held_out_tokens": n_predicted, "held_out_seconds": time.perf_counter() - started,
         "resumed_from_step": began_at, "skipped_steps": trainer.skipped_steps, "tokens": trainer.tokens, "steps": trainer.step_number,
         "sequences_seen": trainer.step_number * config.batch_sequences, "checkpoint": final.name if final else None,
-        "sha256": checkpoint.verify(final) if final else None,
+        "sha256": checkpoint.verify(final) if final else None, **(suite_accuracy(trainer.model, run.suite) if run.suite else {}),
     }  # fmt: skip
+
+
+def suite_accuracy(model: Any, file: str) -> dict[str, Any]:
+    """Mean accuracy of ``model`` on the questions in ``file``: JSON with ``tokenizer`` (path) and ``load`` (arguments of
+    gauntlet.suite.load, few items per task)."""
+    from models.gauntlet import averages, suite
+    from models.gauntlet.prompts import TokenizersEncoder
+    from models.gauntlet.scoring import Scorer
+    from models.kv_cache import KVCache
+
+    started = time.perf_counter()
+    questions = json.loads(Path(file).read_text())
+    encoder = TokenizersEncoder.from_bytes(Path(questions["tokenizer"]).read_bytes())
+    benchmarks = suite.load(**questions["load"])
+    scores, _ = suite.evaluate(benchmarks, Scorer(model.eval(), encoder, max_seq_len=model.config.max_seq_len, cache_type=KVCache))
+    overall = averages.overall(scores, expected=[b.task.label for b in benchmarks])
+    return {"accuracy": overall.accuracy, "chance": overall.chance, "suite_items": overall.n, "suite_seconds": time.perf_counter() - started}
 
 
 def _new_trainer(config: TrainConfig, data: str) -> Any:
@@ -195,4 +213,5 @@ def _summary(path: Path) -> dict[str, Any]:
     losses = [line["loss"] for line in steps if not line["skipped"]][-LAST_STEPS:]
     if not losses:
         raise ValueError("No step had a finite loss: lower learning_rate or train in fp32.")
-    return {"loss": sum(losses) / len(losses), "seconds": sum(line["seconds"] for line in steps), "loss_of_last_steps": len(losses)}
+    seconds = [line["seconds"] for line in steps]
+    return {"loss": sum(losses) / len(losses), "seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}

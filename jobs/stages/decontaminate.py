@@ -20,13 +20,14 @@ import string
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs.config import DecontaminateConfig, SuiteConfig
 from jobs.contract import MoelineError, StageOutput, Tools, is_held_out
-from jobs.minhash import WordHashes, ngram_hashes
+from jobs.minhash import WordHashes, ngram_hashes, ngram_hashes_of_many
 from models.gauntlet import own_data, symbolic, tasks
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ WRITES = ("training_documents", "contamination", "benchmark_items")
 REVISION = 1
 
 _HITS = "doc_id string, hash bigint, position int, ngram string"
+_ITEM_TEXTS = 2000  # hashed at once
 _SHIPPED_NGRAMS = 2_000_000  # 16 MB of hashes travel with the function; more are joined as a table
 
 
@@ -56,22 +58,29 @@ def ngram_tokens(text: str, table: _Punctuation | None = None) -> list[str]:
     return text.lower().translate(_Punctuation() if table is None else table).split()
 
 
+def _batched(texts: Iterable[tuple[str, str, str]], size: int) -> Iterator[list[tuple[str, str, str]]]:
+    waiting = iter(texts)
+    while part := list(islice(waiting, size)):
+        yield part
+
+
 class ItemNgrams:
     """The n-grams of every text of every benchmark item: 12 bytes each, their words only on demand."""
 
     def __init__(self, texts: Iterable[tuple[str, str, str]], n: int) -> None:
         """``texts``: (benchmark, item_id, text), several per item allowed."""
-        known, table = WordHashes(), _Punctuation()
+        table = _Punctuation()
         self.n = n
         self._texts: list[tuple[str, str, str]] = []
-        hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int32)]
-        for benchmark, item_id, text in texts:
-            found = ngram_hashes(ngram_tokens(text, table), n, known)
-            if len(found):
-                hashes.append(found)
-                owners.append(np.full(len(found), len(self._texts), np.int32))
-                self._texts.append((benchmark, item_id, text))
-        self._hashes, self._owners = np.concatenate(hashes), np.concatenate(owners)
+        hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for part in _batched(texts, _ITEM_TEXTS):
+            tokens = [ngram_tokens(text, table) for _, _, text in part]
+            long = [index for index, found in enumerate(tokens) if len(found) >= n]
+            found, owner = ngram_hashes_of_many([tokens[index] for index in long], n, WordHashes())
+            hashes.append(found)
+            owners.append(owner + len(self._texts))
+            self._texts += [part[index] for index in long]
+        self._hashes, self._owners = np.concatenate(hashes), np.concatenate(owners).astype(np.int32)
 
     def hashes(self) -> np.ndarray:
         """Sorted unique uint64 hashes of all n-grams."""

@@ -78,7 +78,7 @@ def _metrics(config: TrainConfig, data: training_data.TrainingData, result: Mapp
         "tokens_per_second": result["tokens"] / result["seconds"], "wall_seconds_training": result["seconds"], "params_total": config.model.params_total,
         "params_active": config.model.params_active, "flops": config.model.flops_per_token * config.tokens_per_step * result["steps"],
         "resumed_from_step": result["resumed_from_step"], "skipped_steps": result["skipped_steps"], "epochs": seen,
-        "corpus_tokens": sum(data.tokens.values()), "checkpoint": result["checkpoint"], "tokenizer_id": data.tokenizer_ids[0],
+        "corpus_tokens": data.tokens["train"], "checkpoint": result["checkpoint"], "tokenizer_id": data.tokenizer_ids[0],
     }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class TokenizersEncoder:
 
         tokenizer = Tokenizer.from_buffer(content)
         names = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+        tokenizer.encode_special_tokens = True  # the text "<|endoftext|>" in an item is text, as in training
         return cls(tokenizer, next((i for i in map(tokenizer.token_to_id, names) if i is not None), None))
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:

@@ -76,7 +76,7 @@ export function scatter(runs, { width, metric, log, selected, onSelect }) {
   const front = paretoFront(usable, metric);
 
   const axes = svg("g", { class: "axis" },
-    y.ticks(5).map((t) => [
+    y.ticks(7).map((t) => [
       svg("line", { x1: left, x2: width - right, y1: y(t), y2: y(t), class: "grid" }),
       svg("text", { x: left - 8, y: y(t), "text-anchor": "end", "dominant-baseline": "central" }, metric === "accuracy" ? percent(t, high - low < 0.1 ? 1 : 0) : t.toFixed(2)),
     ]),
@@ -159,9 +159,9 @@ function intervalStrip(f, outcome, width, lines) {
     outcome !== null && svg("circle", { cx: x(outcome), cy: mid, r: 5.5, class: "outcome" }));
 }
 
-// -- cost by stage: one bar per run, phases in colour, wasted money hatched
+// -- cost by stage: one bar per run, phases in colour, wasted money hatched; in dollars or each run as a whole
 
-export function costBars(runs, { width, selected, onSelect }) {
+export function costBars(runs, { width, share, selected, onSelect }) {
   const shown = runs.filter((r) => isNumber(r.cost_usd));
   if (!shown.length) return el("p", { class: "empty" }, "No charge is recorded yet.");
   const row = 34, left = Math.min(150, width * 0.3), right = 74, height = shown.length * row + 4;
@@ -171,9 +171,9 @@ export function costBars(runs, { width, selected, onSelect }) {
     svg("defs", null, svg("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" }))),
     shown.map((run, i) => {
       let at = left;
-      const top = i * row + 6;
+      const top = i * row + 6, whole = share ? run.cost_usd || 1 : most;
       const parts = segments(run).map(([stage, cost, wasted]) => {
-        const w = (cost / most) * room, x0 = at;
+        const w = (cost / whole) * room, x0 = at;
         at += w;
         const lines = [`${stage}${wasted ? ", failed or killed attempts" : ""}`, `${usd(cost)}, ${percent(cost / run.cost_usd)} of the run`, run.run_id];
         return svg("g", { class: "segment", ...tipped(lines) },
@@ -181,12 +181,13 @@ export function costBars(runs, { width, selected, onSelect }) {
           wasted && svg("rect", { x: x0, y: top, width: Math.max(w - 1, 0.8), height: 20, fill: "url(#hatch)" }));
       });
       return svg("g", { class: run === selected ? "bar selected" : "bar" },
-        svg("text", { x: left - 10, y: top + 10, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name", onclick: () => onSelect(run) }, runLabel(run)),
+        svg("text", { x: left - 10, y: top + 10, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name", onclick: () => onSelect(run) }, cut(runLabel(run), Math.floor(left / 7.5))),
         parts, svg("text", { x: at + 6, y: top + 10, "dominant-baseline": "central", class: "bar-total" }, usd(run.cost_usd)));
     }));
 }
 
-export const runLabel = (run) => `${run.recipe}${run.model_version ? ` v${run.model_version}` : ""}`;
+const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+export const runLabel = (run) => cut(`${run.recipe}${run.model_version ? ` v${run.model_version}` : ""}`, 40);
 
 // [stage, dollars, wasted?] in the order of the pipeline; a stage's wasted part follows its useful part.
 export function segments(run) {
@@ -220,7 +221,7 @@ export function scoreBars(scores, width) {
       ];
       return svg("g", { class: "score", "data-name": s.name, ...tipped(lines) },
         svg("rect", { x: 0, y: mid - 20, width, height: row - 4, class: "hit" }),
-        svg("text", { x: left - 10, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name" }, s.name),
+        svg("text", { x: left - 10, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name" }, cut(s.name, Math.floor(left / 7.5))),
         svg("rect", { x: left, y: mid - 8, width: Math.max(1, clamp(s.accuracy) - left), height: 16, rx: 2, class: "score-bar" }),
         half > 0 && svg("line", { x1: clamp(s.accuracy - half), x2: clamp(s.accuracy + half), y1: mid, y2: mid, class: "error" }),
         isNumber(s.chance) && svg("line", { x1: x(s.chance), x2: x(s.chance), y1: mid - 13, y2: mid + 13, class: "chance" }),

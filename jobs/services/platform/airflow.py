@@ -80,15 +80,27 @@ def services(env: Environment, *, port: int, needs: tuple[str, ...], stamp_folde
         needs = (migrate.name,)
     found.append(
         Service(
-            name="airflow-api-server", argv=(*airflow, "api-server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),
-            env=variables, cwd=cwd, log=str(logs / "airflow-api-server.log"), needs=needs, port=port, url=url,
-            health={"http": health_page}, stop_after=("airflow-scheduler",),
+            name="airflow-api-server",
+            argv=(*airflow, "api-server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+            env=variables,
+            cwd=cwd,
+            log=str(logs / "airflow-api-server.log"),
+            needs=needs,
+            port=port,
+            url=url,
+            health={"http": health_page},
+            stop_after=("airflow-scheduler",),
         )  # fmt: skip
     )
     for name, (command, component) in _COMPONENTS.items():
         found.append(
             Service(
-                name=name, argv=(*airflow, *command), env=variables, cwd=cwd, log=str(logs / f"{name}.log"), needs=needs,
+                name=name,
+                argv=(*airflow, *command),
+                env=variables,
+                cwd=cwd,
+                log=str(logs / f"{name}.log"),
+                needs=needs,
                 health={"airflow": health_page, "component": component},
             )  # fmt: skip
         )

@@ -15,7 +15,11 @@ def migrate(database_url: str) -> None:
     """Bring the schema to this MLflow's version. Processes that do this at once break the database, so only this one does."""
     from mlflow.store.db import utils
 
-    utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(database_url))
+    engine = utils.create_sqlalchemy_engine_with_retry(database_url)
+    if utils._is_empty_database(engine):
+        utils._initialize_tables(engine)  # the migrations start from tables that only this creates
+    else:
+        utils._upgrade_db(engine)
 
 
 def main(port: int, stamp: Path) -> None:

@@ -108,8 +108,6 @@ def initialise(folder: Path) -> None:
     (folder / ".initialised").touch()
 
 
-
-
 if __name__ == "__main__":
     try:
         initialise(Path(sys.argv[1]))

@@ -106,7 +106,9 @@ def locked(path: Path, *, timeout_seconds: float, waiting: Callable[[], None] = 
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise MoelineError(f"Another process has been holding {path} for {timeout_seconds:.0f} s. Wait for it, or end it, then try again.") from None
+                    raise MoelineError(
+                        f"Another process has been holding {path} for {timeout_seconds:.0f} s. Wait for it, or end it, then try again."
+                    ) from None
                 if not told:
                     waiting()
                     told = True

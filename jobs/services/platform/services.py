@@ -61,9 +61,7 @@ def plan(env: Environment) -> dict[str, Any]:
         "postgres_url": urls["airflow"], **external,
     }  # fmt: skip
     if "mlflow_uri" not in external:
-        services.append(
-            engines.mlflow_server(env, port=ports["mlflow"], database_url=urls["mlflow"], needs=needs, stamp_folder=stamps, common=common)
-        )
+        services.append(engines.mlflow_server(env, port=ports["mlflow"], database_url=urls["mlflow"], needs=needs, stamp_folder=stamps, common=common))
         addresses["mlflow_uri"] = f"http://{LOOPBACK}:{ports['mlflow']}"
     if "spark_remote" not in external:
         services.append(engines.spark_connect(env, port=ports["spark"], java=java, common=common))
@@ -89,8 +87,15 @@ def _postgres(env: Environment, runtime: Path, common: dict[str, str]) -> list[S
         needs = (step.name,)
     found.append(
         Service(
-            name="postgres", argv=postgres.server_command(folder / "data", sockets), env=common, cwd=str(folder), log=str(env.home / "logs" / "postgres.log"),
-            needs=needs, health={"postgres": str(sockets / postgres.SOCKET_NAME)}, stop_signal=signal.SIGINT, own_death_signal=os.geteuid() == 0,
+            name="postgres",
+            argv=postgres.server_command(folder / "data", sockets),
+            env=common,
+            cwd=str(folder),
+            log=str(env.home / "logs" / "postgres.log"),
+            needs=needs,
+            health={"postgres": str(sockets / postgres.SOCKET_NAME)},
+            stop_signal=signal.SIGINT,
+            own_death_signal=os.geteuid() == 0,
             stop_after=("airflow-scheduler", "airflow-api-server", "airflow-dag-processor", "airflow-triggerer", "mlflow"),
         )  # fmt: skip
     )

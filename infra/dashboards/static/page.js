@@ -1,0 +1,269 @@
+// The page: reads the API once, keeps what is selected, and draws the cards. Charts are in charts.js, elements in dom.js.
+
+import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, Z95 } from "./charts.js";
+import { count, el, hideTip, isNumber, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+
+const query = new URLSearchParams(location.search);
+const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null };
+const main = document.getElementById("main");
+
+// Airflow's own light/dark switch wins over the system's; both documents share one storage.
+function followTheme() {
+  const chosen = localStorage.getItem("theme");
+  if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
+  else delete document.documentElement.dataset.theme;
+}
+
+async function getJson(path) {
+  const response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+  if (response.status === 401) throw new Error("You are not signed in to Airflow. Sign in, then reload this page.");
+  if (!response.ok) throw new Error(`${path} answered ${response.status}. The api-server's log says why.`);
+  return response.json();
+}
+
+async function load() {
+  main.setAttribute("aria-busy", "true");
+  try {
+    state.data = await getJson("api/runs");
+    await select();
+    draw();
+  } catch (error) {
+    document.getElementById("lede").textContent = "The numbers could not be read.";
+    main.replaceChildren(el("section", { class: "card notice", role: "alert" }, el("h2", null, "Nothing to show"), el("p", null, error.message)));
+  }
+  main.setAttribute("aria-busy", "false");
+}
+
+// Which run the page is about: the one of the DAG run tab, else what was selected before, else the newest.
+async function select() {
+  const { runs } = state.data;
+  const asked = query.get("run"), before = state.selected?.run_id;
+  state.note = null;
+  state.otherChecks = null;
+  state.selected = runs.find((r) => r.run_id === (before ?? asked)) ?? null;
+  if (!state.selected && asked && !before) {
+    state.selected = await sameWork(query.get("dag"), asked, runs);
+    if (state.selected) state.note = `This run recomputed nothing: it found the model of run ${state.selected.run_id} recorded.`;
+    else {
+      const own = await getJson(`api/dag-run?run=${encodeURIComponent(asked)}`);
+      const spent = Object.entries(own.cost_by_stage).map(([stage, cost]) => `${stage} ${usd(cost)}`).join(", ");
+      state.otherChecks = own.checks;
+      state.note = `Run ${asked} has built no model (yet). It has cost ${isNumber(own.cost_usd) ? `${usd(own.cost_usd)} (${spent})` : "nothing"}; its own checks are below, the charts show all model builds.`;
+    }
+  }
+  state.selected ??= runs.at(-1) ?? null;
+}
+
+// A build that reused everything has no charges of its own; the run key of its training says whose model it found.
+async function sameWork(dag, run, runs) {
+  if (dag !== "build_model") return null;
+  const path = `/api/v2/dags/${encodeURIComponent(dag)}/dagRuns/${encodeURIComponent(run)}/taskInstances/train/xcomEntries/return_value?stringify=false`;
+  const response = await fetch(path, { credentials: "same-origin" });
+  if (!response.ok) return null;
+  const key = (await response.json()).value?.run_key;
+  return runs.find((r) => r.run_keys?.train === key) ?? null;
+}
+
+function choose(run) {
+  hideTip();
+  const focused = document.activeElement?.dataset?.run;
+  state.selected = run;
+  state.note = null;
+  state.otherChecks = null;
+  draw();
+  if (focused) main.querySelector(`[data-run="${CSS.escape(run.run_id)}"]`)?.focus();
+}
+
+// -- the whole page
+
+function draw() {
+  const { runs } = state.data;
+  drawHeader(runs);
+  const run = state.selected;
+  if (!runs.length) {
+    main.replaceChildren(...note(), emptyState(), ...(state.otherChecks ? [checksCard(state.otherChecks, "of this DAG run")] : []));
+    return;
+  }
+  main.replaceChildren(
+    ...note(), tiles(runs), scatterCard(runs), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run),
+    checksCard(state.otherChecks ?? run.checks ?? [], state.otherChecks ? "of this DAG run" : `of ${runLabel(run)} and its corpus`), runsCard(runs),
+  );
+  fitCharts();
+}
+
+function drawHeader(runs) {
+  const { environment, currency } = state.data;
+  document.getElementById("lede").textContent = runs.length
+    ? `${runs.length} ${runs.length === 1 ? "model build" : "model builds"} in environment “${environment}”. Costs are resources held × list prices (${currency}), every attempt included; not an invoice.`
+    : "No model has been built yet.";
+  const picker = document.getElementById("run-picker");
+  picker.closest("label").hidden = runs.length < 2;
+  picker.replaceChildren(...runs.map((r, i) => el("option", { value: i, selected: r === state.selected }, `${runLabel(r)} · ${shortRun(r.run_id)}`)));
+  picker.onchange = () => choose(runs[Number(picker.value)]);
+}
+
+const note = () => (state.note ? [el("p", { class: "card notice" }, state.note)] : []);
+
+function emptyState() {
+  return el("section", { class: "card notice" }, el("h2", null, "No runs yet"),
+    el("p", null, "Build the first model with"), el("pre", null, "moeline run --recipe tiny --days 3"),
+    el("p", null, "or unpause prepare_corpus and trigger build_model here in Airflow. Each build then shows up with its cost, scores, forecast and checks."));
+}
+
+function card(title, about, controls, ...content) {
+  const id = `h-${title.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`;
+  return el("section", { class: "card", "aria-labelledby": id, id: id.slice(2) },
+    el("div", { class: "card-head" }, el("div", null, el("h2", { id }, title), about && el("p", null, about)), controls && el("div", { class: "controls" }, controls)), content);
+}
+
+function toggle(label, pressed, onclick) {
+  return el("button", { type: "button", class: "toggle", "aria-pressed": String(pressed), onclick }, label);
+}
+
+const switchTo = (change) => () => { Object.assign(state, change); draw(); };
+
+// Charts are drawn to the width they get; called once in the document and whenever that width changes.
+const plots = new Map();
+const plot = (make) => { const box = el("div", { class: "plot" }); plots.set(box, make); return box; };
+function fitCharts() {
+  for (const [box, make] of plots) {
+    if (!box.isConnected) plots.delete(box);
+    else if (box.clientWidth) box.replaceChildren(...[make(box.clientWidth)].flat());
+  }
+}
+
+// -- cards
+
+function tiles(runs) {
+  const best = [...runs].filter((r) => isNumber(r.accuracy)).sort((a, b) => b.accuracy - a.accuracy)[0];
+  const spent = sum(runs.map((r) => r.cost_usd)), wasted = sum(runs.map((r) => r.wasted_usd));
+  const cheap = best && cheapestAsGood(runs, best);
+  const failed = state.selected?.checks_failed ?? 0, passed = state.selected?.checks_passed ?? 0;
+  const tile = (label, value, detail, kind) => el("div", { class: `tile ${kind ?? ""}` }, el("span", { class: "tile-label" }, label), el("b", null, value), el("span", { class: "tile-detail" }, detail));
+  return el("section", { class: "tiles", "aria-label": "Summary" },
+    tile("Best accuracy", best ? percent(best.accuracy) : MISSING, best ? `± ${percent(Z95 * (best.accuracy_stderr ?? 0))} (95 %), ${runLabel(best)}` : "no run has been evaluated"),
+    tile("Cheapest as good as that", cheap ? usd(cheap.cost_usd) : MISSING, cheap ? `${runLabel(cheap)}: not distinguishable from the best by 2 standard errors` : ""),
+    tile("Spent on these runs", usd(spent), `${usd(wasted)} wasted on failed or killed attempts`, wasted > 0 ? "warn" : ""),
+    tile("Checks of this run", failed ? `${failed} failed` : `${passed} passed`, failed ? `${passed} passed` : "none failed", failed ? "bad" : "good"),
+  );
+}
+
+const sum = (numbers) => (numbers.some(isNumber) ? numbers.filter(isNumber).reduce((a, b) => a + b, 0) : null);
+
+function cheapestAsGood(runs, best) {
+  const near = (r) => best.accuracy - r.accuracy <= 2 * Math.hypot(best.accuracy_stderr ?? 0, r.accuracy_stderr ?? 0);
+  return runs.filter((r) => isNumber(r.cost_usd) && isNumber(r.accuracy) && near(r)).sort((a, b) => a.cost_usd - b.cost_usd)[0];
+}
+
+function scatterCard(runs) {
+  const controls = [
+    ...Object.keys(METRICS).map((m) => toggle(m === "loss" ? "Loss" : "Accuracy", state.metric === m, switchTo({ metric: m }))),
+    el("span", { class: "gap" }), toggle("Log cost", state.log, switchTo({ log: !state.log })),
+  ];
+  const front = paretoFront(runs, state.metric).length;
+  return card("Runs", `Each mark is one run; bars are 95 % intervals of accuracy, ★ is the champion. The line joins the ${front} on the Pareto front, dominated runs are dimmed.`, controls,
+    plot((width) => scatter(runs, { width, metric: state.metric, log: state.log, selected: state.selected, onSelect: choose })));
+}
+
+function forecastCard(run) {
+  const body = run.forecast?.length
+    ? [plot((width) => forecastRows(run, width)), legend([["band", "95 % interval"], ["predicted", "forecast"], ["naive", "as the best proxy"], ["outcome", "outcome"]])]
+    : [el("p", { class: "empty" }, "This run has no recorded forecast.")];
+  return card("Forecast against outcome", `${runLabel(run)}: written down and hashed before the money was spent.`, null, ...body);
+}
+
+function legend(entries) {
+  return el("ul", { class: "legend" }, entries.map(([kind, text]) => el("li", null, el("span", { class: `key key-${kind}`, "aria-hidden": "true" }), text)));
+}
+
+function scoresCard(run) {
+  const tasks = [...(run.scores ?? [])].map((s) => ({ ...s, name: s.benchmark }));
+  const categories = [...(run.scores_by_category ?? [])].map((s) => ({ ...s, name: s.category }));
+  const shown = state.byTask ? tasks : categories;
+  const controls = [toggle("By category", !state.byTask, switchTo({ byTask: false })), toggle("By task", state.byTask, switchTo({ byTask: true }))];
+  return card("Scores", `${runLabel(run)}: accuracy with 95 % intervals, beside what guessing and the best fixed answer reach.`, controls,
+    plot((width) => scoreBars(shown, width)), legend([["score", "accuracy"], ["chance", "guessing"], ["constant", "best fixed answer"]]));
+}
+
+function costCard(runs) {
+  const wasted = runs.some((r) => r.wasted_usd > 0);
+  const controls = [toggle("Dollars", !state.share, switchTo({ share: false })), toggle("Share", state.share, switchTo({ share: true }))];
+  return card("Cost by stage", "Newest first. Hatched parts paid for attempts that failed or were killed.", controls,
+    plot((width) => costBars([...runs].reverse().slice(0, 12), { width, share: state.share, selected: state.selected, onSelect: choose })),
+    legend([...Object.entries(PHASES).map(([phase, label]) => [`phase-${phase}`, label]), ...(wasted ? [["wasted", "wasted"]] : [])]));
+}
+
+function gatesCard(run) {
+  const gates = run.gates ?? [];
+  const about = run.registered
+    ? `Registered as ${run.model_name} version ${run.model_version}${run.aliases?.length ? ` (${run.aliases.join(", ")})` : ", without an alias"}.` : "Not registered.";
+  const mlflow = state.data.mlflow_url && run.registered && toggle("Open in MLflow", false, () =>
+    openOutside(`${state.data.mlflow_url}/#/models/${encodeURIComponent(run.model_name)}/versions/${encodeURIComponent(run.model_version)}`, true));
+  return card("This run", about, mlflow || null, facts(run), gates.length
+    ? table(["Gate", "Observed", "Limit", "Result"], gates.map((g) => ({ bad: !g.passed, cells: [g.gate ?? g.name, shortValue(g.observed), shortValue(g.limit), g.passed ? "passed" : "not passed"] })))
+    : el("p", { class: "empty" }, "No promotion gate has been evaluated."));
+}
+
+function facts(run) {
+  const days = run.days ?? [];
+  const entries = [
+    ["Run", shortRun(run.run_id), run.run_id], ["Corpus", days.length ? `${days.length} ${days.length === 1 ? "day" : "days"}, ${days[0]}${days.length > 1 ? ` to ${days.at(-1)}` : ""}` : MISSING],
+    ["Trained on", `${count(run.tokens)} tokens`], ["Parameters", `${count(run.params_total)}, ${count(run.params_active)} active`],
+    ["Held-out loss", `${nats(run.loss)} nats/token${isNumber(run.unigram_loss) ? `, a unigram model has ${nats(run.unigram_loss)}` : ""}`],
+    ["Energy", isNumber(run.energy_kwh) ? `${run.energy_kwh.toPrecision(2)} kWh, estimated` : MISSING],
+  ];
+  return el("dl", { class: "facts" }, entries.map(([name, value, title]) => el("div", null, el("dt", null, name), el("dd", { title }, value))));
+}
+
+// manual__2026-11-16T18:53:14.861211+00:00 is unreadable in a table; the whole id is in the title.
+function shortRun(id) {
+  const found = /^([a-z_]+?)__(\d{4}-\d\d-\d\d)T(\d\d:\d\d)/.exec(id);
+  return found ? `${found[2]} ${found[3]} ${found[1]}` : id;
+}
+
+const shortValue = (v) => (isNumber(v) ? String(Number(v.toPrecision(4))) : v === null || v === undefined ? MISSING : typeof v === "object" ? JSON.stringify(v) : String(v));
+
+function checksCard(checks, about) {
+  const sorted = [...checks].sort((a, b) => a.passed - b.passed || (a.severity === "warning") - (b.severity === "warning"));
+  const failed = sorted.filter((c) => !c.passed);
+  const shown = (state.onlyFailed ? failed : sorted).slice(0, 300);
+  const rows = shown.map((c) => ({
+    bad: !c.passed && c.severity !== "warning", warn: !c.passed && c.severity === "warning",
+    cells: [c.passed ? "passed" : c.severity === "warning" ? "warning" : "FAILED", c.stage, c.interval ?? "", c.table_name, c.rule, shortValue(c.observed), c.passed ? "" : count(c.failed_rows), c.where_rejected ?? ""],
+  }));
+  const controls = [toggle(`Failed only (${failed.length})`, state.onlyFailed, switchTo({ onlyFailed: !state.onlyFailed }))];
+  return card("Data-quality checks", `${checks.length} checks ${about}, failing ones first.`, controls, rows.length
+    ? table(["Result", "Stage", "Day", "Table", "Rule", "Observed", "Rows", "Where the rows are"], rows)
+    : el("p", { class: "empty" }, checks.length ? "None failed." : "No check is recorded."),
+    shown.length < (state.onlyFailed ? failed : sorted).length && el("p", { class: "empty" }, "Only the first 300 are shown; all are in the table checks."));
+}
+
+function runsCard(runs) {
+  const head = ["Run", "Recipe", "Model", "Tokens", "Active / total", "Cost", "Wasted", "Time", "Loss (forecast)", "Accuracy", "Checks", "Status"];
+  const rows = [...runs].reverse().map((r) => ({
+    selected: r === state.selected,
+    cells: [
+      el("span", { class: "links" }, el("button", { type: "button", class: "link", title: r.run_id, onclick: () => choose(r) }, shortRun(r.run_id)), r.run_id.startsWith("by-hand") ? null
+        : el("button", { type: "button", class: "link quiet", "aria-label": `Open run ${r.run_id} in Airflow`, onclick: () => openOutside(`/dags/build_model/runs/${encodeURIComponent(r.run_id)}`) }, "open ↗")),
+      r.recipe, r.model_version ? `v${r.model_version}` : MISSING, count(r.tokens), `${count(r.params_active)} / ${count(r.params_total)}`, usd(r.cost_usd), usd(r.wasted_usd),
+      seconds(r.wall_seconds), `${nats(r.loss)} (${nats(r.loss_forecast)})`, `${percent(r.accuracy)}${isNumber(r.accuracy_stderr) ? ` ± ${percent(Z95 * r.accuracy_stderr)}` : ""}`,
+      `${r.checks_passed ?? MISSING} ok, ${r.checks_failed ?? MISSING} failed`, [r.status, ...(r.aliases ?? [])].join(", "),
+    ],
+  }));
+  return card("All runs as a table", "The numbers behind the charts, newest first.", null, table(head, rows, "numbers"));
+}
+
+function table(head, rows, kind) {
+  return el("div", { class: `table-box ${kind ?? ""}`, tabindex: 0, role: "region", "aria-label": "Table, scrolls sideways" },
+    el("table", null, el("thead", null, el("tr", null, head.map((h) => el("th", { scope: "col" }, h)))),
+      el("tbody", null, rows.map((row) => el("tr", { class: [row.bad && "bad", row.warn && "warn", row.selected && "selected"].filter(Boolean).join(" ") || null },
+        row.cells.map((cell, i) => el("td", { "data-label": head[i] }, cell)))))));
+}
+
+followTheme();
+window.addEventListener("storage", (event) => { if (event.key === "theme") followTheme(); });
+window.addEventListener("scroll", hideTip, { passive: true });
+document.getElementById("reload").addEventListener("click", load);
+let width = 0;
+new ResizeObserver(() => { if (main.clientWidth !== width) { width = main.clientWidth; hideTip(); fitCharts(); } }).observe(main);
+load();

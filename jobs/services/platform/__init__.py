@@ -1,0 +1,193 @@
+"""The platform of one machine: `up` starts it under one supervisor, `status` tells how it is, `down` stops all of it and nothing else.
+
+Change here: what a person sees of starting and stopping. Not here: which services there are (services.py), how they are
+watched (supervisor.py), how each is started (postgres.py, airflow.py, engines.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+from jobs.environment import REPO, Environment
+from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
+from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
+
+__all__ = ["client_environment", "down", "status", "up"]
+
+_UP_SECONDS = 300.0
+_DOWN_SECONDS = 60.0
+_LOG_TAIL_LINES = 15
+
+
+def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, Any]:
+    """Start what is not running yet, wait until every service is healthy, and return the record (services, addresses).
+
+    Calling it again is harmless; calls at the same time take turns. When a service cannot be started, everything that
+    was started is stopped again, and the MoelineError names the service, its exit code and the end of its log.
+    """
+    began = time.monotonic()
+    with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60, waiting=lambda: echo("Another `moeline up` is at work; waiting for it.")):
+        record = read_record(env.home)
+        started = not is_same_process(record.get("supervisor"))
+        if started:
+            _reap(env.home, record)
+            record = _start_supervisor(env)
+        try:
+            record = _wait_until_healthy(env.home, record, echo, began)
+        except BaseException:
+            if started:
+                down(env, echo=lambda _: None)
+            raise
+    seconds = time.monotonic() - began
+    echo(f"The platform is up ({seconds:.0f} s): {record['addresses']['airflow_url']}" if started else "The platform is up already.")
+    return record
+
+
+def down(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, Any]:
+    """Stop the platform of this home: the services in order, then whatever they left. Other processes are not touched."""
+    record = read_record(env.home)
+    supervisor = record.get("supervisor")
+    running = is_same_process(supervisor)
+    if running:
+        assert supervisor is not None
+        send(supervisor["pid"], 15)
+        if not wait_until_gone(supervisor, _DOWN_SECONDS):
+            send(supervisor["pid"], 9)
+            wait_until_gone(supervisor, 5)
+    ended = _reap(env.home, read_record(env.home) or record)
+    echo("The platform is stopped." if running or ended else "The platform was not running.")
+    return read_record(env.home)
+
+
+def status(env: Environment) -> dict[str, Any]:
+    """How every service is right now: asks each one. ``state`` is healthy, unhealthy, stopped, or what the supervisor is doing with it."""
+    from jobs.services.platform.service import probe
+
+    record = read_record(env.home)
+    supervisor = record.get("supervisor")
+    supervised = is_same_process(supervisor)
+    services: dict[str, Any] = {}
+    for name, entry in record.get("services", {}).items():
+        if entry.get("once"):
+            continue
+        state, alive = entry["state"], is_same_process(entry)
+        if not alive:
+            state = state if supervised and state in ("waiting", "backing-off", "failed") else "stopped"
+        elif state in ("healthy", "unhealthy"):
+            answer = probe(entry["health"], entry["started_at"])
+            state = "healthy" if answer or (answer is None and state == "healthy") else "unhealthy"
+        services[name] = {
+            "state": state,
+            "pid": entry["pid"] if alive else None,
+            "port": entry.get("port"),
+            "url": entry.get("url"),
+            "uptime_seconds": round(time.time() - entry["started_at"], 1) if alive else None,
+            "restarts": entry.get("restarts", 0),
+            "log": entry.get("log"),
+        }
+    return {
+        "running": supervised,
+        "healthy": supervised and bool(services) and all(service["state"] == "healthy" for service in services.values()),
+        "supervisor": supervisor if supervised else None,
+        "services": services,
+        "addresses": record.get("addresses", {}) if supervised else {},
+    }
+
+
+def client_environment(env: Environment) -> dict[str, str]:
+    """Variables a process needs before it imports ray, to reach the local head: its token, and to stay on loopback.
+
+    Airflow's tasks have them already. Empty when another Ray cluster is configured or no platform was ever started.
+    """
+    if env.services.get("ray_address") or not (env.home / "ray" / "token").exists():
+        return {}
+    from jobs.services.platform.engines import ray_environment
+
+    return ray_environment(env)
+
+
+def _start_supervisor(env: Environment) -> dict[str, Any]:
+    from jobs.services.platform.services import plan
+    from jobs.services.platform.supervisor import PLAN_FILE
+
+    prepared = plan(env)
+    import json
+
+    write_private(env.home / PLAN_FILE, json.dumps(prepared))
+    log = env.home / "logs" / "supervisor.log"
+    variables = {**os.environ, "PYTHONPATH": str(REPO), MARK: str(env.home)}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.services.platform.supervisor", str(env.home)],
+            cwd=env.home, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        record = read_record(env.home)
+        if (record.get("supervisor") or {}).get("pid") == process.pid:
+            return record
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise MoelineError(f"The supervisor of the platform did not start (exit code {process.poll()}).\n{_tail(log)}\nLog: {log}")
+
+
+def _wait_until_healthy(home: Path, record: dict[str, Any], echo: Callable[[str], None], began: float) -> dict[str, Any]:
+    told: set[str] = set()
+    deadline = time.monotonic() + _UP_SECONDS
+    first = all(entry["state"] in ("waiting", "starting") for entry in record["services"].values())
+    while True:
+        record = read_record(home)
+        services = record.get("services", {})
+        for name, entry in services.items():
+            if name not in told and entry["state"] in ("healthy", "done"):
+                told.add(name)
+                if first:
+                    echo(f"  {name:<22} {entry['state']:<8} {time.monotonic() - began:5.1f} s")
+            if entry["state"] == "failed":
+                raise MoelineError(f"{name} could not be started: exit code {entry['exit_code']}.\n{_tail(Path(entry['log']))}\nLog: {entry['log']}")
+        if services and all(entry["state"] in ("healthy", "done") for entry in services.values()):
+            return record
+        if not is_same_process(record.get("supervisor")):
+            log = home / "logs" / "supervisor.log"
+            raise MoelineError(f"The platform was stopped while it was starting.\n{_tail(log)}\nLog: {log}")
+        if time.monotonic() > deadline:
+            waiting = {name: entry["state"] for name, entry in services.items() if entry["state"] not in ("healthy", "done")}
+            name = next(iter(waiting))
+            raise MoelineError(f"Not healthy after {_UP_SECONDS:.0f} s: {waiting}.\n{_tail(Path(services[name]['log']))}\nLog: {services[name]['log']}")
+        time.sleep(0.2)
+
+
+def _reap(home: Path, record: dict[str, Any]) -> int:
+    """End what a killed supervisor left behind, and forget its addresses; how many processes there were."""
+    sessions = [entry["pid"] for entry in record.get("services", {}).values() if entry.get("pid") and is_this_boot(entry)]
+    found = leftovers(home, sessions)
+    if found:
+        end(found, grace_seconds=10.0)
+    if record.get("addresses") or any(entry.get("pid") for entry in record.get("services", {}).values()):
+        services = {name: {**entry, "pid": None, "state": "stopped"} for name, entry in record["services"].items() if not entry.get("once")}
+        write_record(home, {"supervisor": None, "services": services, "addresses": {}})
+    return len(found)
+
+
+def is_this_boot(entry: dict[str, Any]) -> bool:
+    from jobs.services.platform.record import boot_id
+
+    return entry.get("boot_id", "") == boot_id()
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 20_000))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(f"  | {line}" for line in lines[-_LOG_TAIL_LINES:])

@@ -1,0 +1,100 @@
+"""The DAG files parse, have the right order, and only launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.launch import BUILD, PREPARE, TASKS
+from jobs.recipes import RECIPES
+
+
+def edges(dag: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: task["downstream"] for name, task in dag["tasks"].items()}
+
+
+def test_both_dags_parse_without_errors(parsed: dict[str, Any]) -> None:
+    assert parsed["errors"] == {}
+    assert sorted(parsed["dags"]) == ["build_model", "prepare_corpus"]
+
+
+def test_prepare_corpus_runs_its_stages_in_order(parsed: dict[str, Any]) -> None:
+    assert edges(parsed["dags"]["prepare_corpus"]) == {
+        "ingest": ["clean"],
+        "clean": ["deduplicate"],
+        "deduplicate": ["decontaminate"],
+        "decontaminate": ["pack"],
+        "pack": [],
+    }
+
+
+def test_build_model_forecasts_and_decides_before_it_trains(parsed: dict[str, Any]) -> None:
+    assert edges(parsed["dags"]["build_model"]) == {
+        "plan": ["forecast"],
+        "forecast": ["check_budget"],
+        "check_budget": ["approve", "train"],
+        "approve": ["train"],
+        "train": ["evaluate"],
+        "evaluate": ["review"],
+        "review": ["register"],
+        "register": [],
+    }
+    # Without a question (approve skipped) training goes on; after a failure or a refusal it does not.
+    assert parsed["dags"]["build_model"]["tasks"]["train"]["rule"] == "none_failed_min_one_success"
+
+
+def test_the_command_line_shows_the_tasks_in_the_order_of_the_dags(parsed: dict[str, Any]) -> None:
+    for dag_id in (PREPARE, BUILD):
+        followers = edges(parsed["dags"][dag_id])
+        order = list(TASKS[dag_id])
+        assert sorted(order) == sorted(followers)
+        assert all(order.index(task) < order.index(later) for task, after in followers.items() for later in after)
+
+
+def test_only_deduplication_takes_its_turn_over_all_days(parsed: dict[str, Any]) -> None:
+    tasks = parsed["dags"]["prepare_corpus"]["tasks"]
+    assert {name: task["at_once"] for name, task in tasks.items() if task["at_once"]} == {"deduplicate": 1}
+
+
+def test_every_stage_is_retried_and_the_decision_is_not(parsed: dict[str, Any]) -> None:
+    for dag in parsed["dags"].values():
+        for name, task in dag["tasks"].items():
+            assert task["retries"] == (0 if name in ("check_budget", "approve") else 2), name
+
+
+def test_prepare_corpus_has_real_data_intervals_and_does_not_catch_up(parsed: dict[str, Any]) -> None:
+    dag = parsed["dags"]["prepare_corpus"]
+    assert dag["timetable"] == "CronDataIntervalTimetable"  # a plain cron string would give intervals of no width
+    assert dag["catchup"] is False
+
+
+def test_packing_announces_the_corpus_and_build_model_waits_for_it(parsed: dict[str, Any]) -> None:
+    assert parsed["dags"]["prepare_corpus"]["tasks"]["pack"]["outlets"] == ["corpus"]
+    assert parsed["dags"]["build_model"]["timetable"] == "AssetTriggeredTimetable"
+
+
+def test_nothing_starts_before_a_person_unpauses_it(parsed: dict[str, Any]) -> None:
+    assert [dag["paused"] for dag in parsed["dags"].values()] == [True, True]
+
+
+def test_the_forms_offer_exactly_the_recipes_there_are(parsed: dict[str, Any]) -> None:
+    for dag in parsed["dags"].values():
+        assert dag["params"]["recipe"]["schema"]["enum"] == list(RECIPES)
+
+
+def test_the_build_form_takes_a_budget_and_refuses_a_negative_one(parsed: dict[str, Any]) -> None:
+    schema = parsed["dags"]["build_model"]["params"]["budget_usd"]["schema"]
+    assert schema["type"] == ["null", "number"]
+    assert schema["minimum"] == 0
+
+
+def test_dags_explain_themselves(parsed: dict[str, Any]) -> None:
+    for dag in parsed["dags"].values():
+        assert dag["doc"].startswith("###")
+        assert "moeline" in dag["tags"]
+
+
+def test_parsing_is_quick_and_loads_no_engine_and_none_of_our_jobs(parsed: dict[str, Any]) -> None:
+    heavy = {"torch", "pyspark", "ray", "mlflow", "pandas", "numpy", "pyarrow", "deltalake", "great_expectations", "transformers"}
+    assert heavy.isdisjoint(parsed["all_loaded"])
+    assert {"jobs", "models", "expectations"}.isdisjoint(parsed["loaded"])
+    assert parsed["seconds"] < 5.0
