@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.config import PREPARE_STAGES
-from jobs.contract import MoelineError, parse_day
+from jobs.contract import BudgetExceeded, MoelineError, parse_day
 from jobs.environment import Environment
 from jobs.services.airflow import AirflowClient
 from jobs.services.results import write_whole
@@ -36,7 +36,7 @@ def run(
     """The main job: sample corpus if nothing has landed, Airflow's backfill of its days, one model build, the report.
 
     Returns runs, seconds per step, cost and whether everything was reused. Raises MoelineError (after showing the failing task's
-    log) when a run failed.
+    log) when a run failed, BudgetExceeded when the budget stopped it.
     """
     conf = _conf(recipe, gauntlet_data)
     seconds: dict[str, float] = {}
@@ -50,10 +50,12 @@ def run(
         seconds["build_model"] = time.monotonic() - started - sum(seconds.values())
         runs = [*prepared, build]
         summary = _summary(client, runs)
-        _tell_outcome(client, summary, build, echo)
+        echo(f"\n{_spent(summary)}")
         _tell_seconds(seconds, runs, echo)
         _tell_report(env, echo)
         _tell_addresses(env, client, build, echo)
+        if build.tasks.get("train", TaskSeen("train")).state == "skipped":
+            raise BudgetExceeded("No model was trained: the forecast is over the budget, and the question at the task approve was not approved.")
     return {**summary, "recipe": recipe, "days": chosen, "seconds": {**seconds, "total": time.monotonic() - started}}
 
 
@@ -198,7 +200,8 @@ def _follow(env: Environment, client: AirflowClient, dag_id: str, runs: Mapping[
     ended = _watch(env, client, dag_id, runs, echo)
     failed = [run for run in ended if run.state == "failed"]
     if failed:
-        raise MoelineError(_failure_text(client, failed, len(ended)))
+        over_budget = any(seen.task_id == "check_budget" for _, seen in failures(failed))
+        raise (BudgetExceeded if over_budget else MoelineError)(_failure_text(client, failed, len(ended)))
     return ended
 
 
@@ -300,7 +303,7 @@ def _summary(client: AirflowClient, runs: Sequence[RunSeen]) -> dict[str, Any]:
     """What was computed and what was found recorded; a run that was not watched (done before) computed nothing."""
     stages = []
     for run in runs:
-        for seen in run.tasks.values():
+        for seen in (run.tasks[name] for name in TASKS[run.dag_id] if name in run.tasks):
             if seen.state == "success" and seen.task_id not in ("plan", "check_budget", "approve"):
                 result = client.xcom(run.dag_id, run.run_id, seen.task_id)
                 stages.append({"run_id": run.run_id, "label": run.label, **{k: result[k] for k in ("stage", "run_key", "outputs", "reused", "cost_usd")}})
@@ -316,13 +319,6 @@ def _spent(summary: Mapping[str, Any]) -> str:
     if not summary["computed"]:
         return f"Nothing was recomputed: every result was recorded before under the same run keys ({reused} stages reused). Spent: $0."
     return f"{summary['computed']} stages computed, {reused} reused. Spent: ${summary['cost_usd']:.4f}"
-
-
-def _tell_outcome(client: AirflowClient, summary: Mapping[str, Any], build: RunSeen, echo: Echo) -> None:
-    echo("")
-    echo(_spent(summary))
-    if build.tasks.get("train", TaskSeen("train")).state == "skipped":
-        echo(f"No model was trained: the question at 'approve' was not approved. {client.url}/dags/{build.dag_id}/runs/{build.run_id}")
 
 
 def _tell_seconds(seconds: Mapping[str, float], runs: Sequence[RunSeen], echo: Echo) -> None:

@@ -228,8 +228,9 @@ def log_tail(client: AirflowClient, run: RunSeen, seen: TaskSeen, lines: int = 1
     except MoelineError as error:
         return f"(its log cannot be read: {error})"
     logged = [line for line in text.splitlines() if line.strip() and not line.startswith(("::group::", "::endgroup::"))]
-    begin = max((n + 1 for n, line in enumerate(logged) if line.startswith("Starting: -m jobs.run")), default=0)  # what the stage itself said
-    return "\n".join(logged[begin:][-lines:])
+    starts = ("Starting: -m jobs.run", "Worker startup parse complete")  # after these the stage itself speaks
+    begin = max((n + 1 for n, line in enumerate(logged) if line.startswith(starts)), default=0)
+    return "\n".join([line for line in logged[begin:] if line != "Task failed with exception"][-lines:])
 
 
 def _seconds(instance: Mapping[str, Any]) -> float | None:

@@ -26,11 +26,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=full, device=hidden.device)
         for start in range(0, len(hidden), step := max(1, CHUNK_ELEMENTS // len(weight))):
             rows = slice(start, start + step)
-            log_probs = (hidden[rows] @ weight.T).to(full).log_softmax(-1)
-            target = targets_N[rows, None]
-            total -= log_probs.gather(1, target).sum()
+            logits, target = (hidden[rows] @ weight.T).to(full), targets_N[rows, None]
+            probs = logits.softmax(-1)
+            # The largest probability is at least 1/V, so its log is safe, and logsumexp costs no second pass of exp.
+            log_sum = logits.amax(-1) - probs.amax(-1).log()
+            total += log_sum.sum() - logits.gather(1, target).sum()
             if wants:
-                grad_logits = log_probs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=full)).to(dtype)
+                grad_logits = probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=full)).to(dtype)
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
                 grad_weight += grad_logits.T @ hidden[rows]
         if wants:

@@ -43,7 +43,7 @@ class LossOutput:
 class _Context:
     """What all layers share for one batch, built once: rotary tables, attention mask, tokens that count in router statistics."""
 
-    cos: Tensor  # (B or 1, 1, T, head_dim)
+    cos: Tensor  # (B or 1, T, 1, head_dim)
     sin: Tensor
     mask: Tensor | None  # (B or 1, 1, T, S) added to the scores; None: plain causal
     counted_N: Tensor | None
@@ -72,6 +72,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention (B, H, T, head_dim) of H query heads on fewer key heads; ``mask`` is added, None is causal."""
+    rows, n_heads, new, head_dim = q.shape
+    n_kv, seen = k.shape[1:3]
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and mask is not None and seen <= 1024:
+        # torch's CPU kernel takes 2.4 times as long here, forward and backward (B 16, H 4, T 256, torch 2.15).
+        grouped = (q * head_dim**-0.5).reshape(rows, n_kv, -1, head_dim)
+        scores = (grouped @ k.transpose(-1, -2)).view(rows, n_kv, -1, new, seen) + mask[:, :, None]
+        return (scores.softmax(-1).view(rows, n_kv, -1, seen) @ v).view(q.shape)
+    k, v = (t.repeat_interleave(n_heads // n_kv, dim=1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -83,15 +96,13 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> Tensor:
         n_heads, n_kv = self.config.n_heads, self.config.n_kv_heads
         qkv = self.Wqkv(x_BTD).clamp(-self.config.clip_qkv, self.config.clip_qkv)
-        qkv = qkv.unflatten(-1, (n_heads + 2 * n_kv, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, head_dim)
-        qk = rotate(qkv[:, : n_heads + n_kv], context.cos.to(qkv.dtype), context.sin.to(qkv.dtype))
-        q, k, v = qk[:, :n_heads], qk[:, n_heads:], qkv[:, n_heads + n_kv :]
+        qkv = qkv.unflatten(-1, (n_heads + 2 * n_kv, self.config.head_dim))  # (B, T, heads, head_dim)
+        qk = rotate(qkv[:, :, : n_heads + n_kv], context.cos.to(qkv.dtype), context.sin.to(qkv.dtype))
+        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, :n_heads], qk[:, :, n_heads:], qkv[:, :, n_heads + n_kv :]))
         if context.cache is not None:
             k, v = context.cache.append(layer, k, v)
-        k, v = (t.repeat_interleave(n_heads // n_kv, dim=1) for t in (k, v))
         mask = context.mask.to(q.dtype) if context.mask is not None else None
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class NormAttentionNorm(nn.Module):
@@ -219,4 +230,4 @@ class Transformer(nn.Module):
         mask = None
         if allowed is not None:  # built once for all layers
             mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]
-        return _Context(cos[:, None], sin[:, None], mask, counted_N, cache)
+        return _Context(cos[:, :, None], sin[:, :, None], mask, counted_N, cache)

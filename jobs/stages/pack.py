@@ -33,7 +33,8 @@ END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 END_OF_TEXT_ID, PAD_ID = 0, 1
 SPLITS = ("train", "held_out")  # a split's place is the high bits of its sequence ids
 
-_BUCKET_SEQUENCES = 1000  # half a sequence of padding per bucket: 0.05 %
+_BUCKET_BYTES = 1 << 20  # at least, so that a core gets enough to do
+_BUCKET_SEQUENCES = 1000  # and at least so many sequences: half a sequence of padding per bucket: 0.05 %
 _BYTES_PER_TOKEN = 4  # only to choose the number of buckets
 _ENCODE_CHARS = 1_000_000  # an encoding holds each token as text as well: about 100 bytes per token
 _SCHEMA = (
@@ -170,7 +171,7 @@ def _pack(documents: DataFrame, sizes: Mapping[tuple[str, str], int], content: b
     """One pass: every bucket is tokenised and cut by one task, in the order of the hash."""
     from pyspark.sql import functions as f
 
-    bucket_bytes = max(1 << 20, _BUCKET_SEQUENCES * config.seq_len * _BYTES_PER_TOKEN)
+    bucket_bytes = max(_BUCKET_BYTES, _BUCKET_SEQUENCES * config.seq_len * _BYTES_PER_TOKEN)
     buckets = {split: -(-sum(size for (s, _), size in sizes.items() if s == split) // bucket_bytes) or 1 for split in SPLITS}
     place = f.when(f.col("split") == SPLITS[0], 0).otherwise(1)
     count = f.when(f.col("split") == SPLITS[0], buckets[SPLITS[0]]).otherwise(buckets[SPLITS[1]])

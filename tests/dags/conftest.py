@@ -36,12 +36,12 @@ dags = {
     dag.dag_id: {
         "doc": dag.doc_md, "tags": sorted(dag.tags), "paused": dag.is_paused_upon_creation, "catchup": dag.catchup, "timetable": type(dag.timetable).__name__,
         "max_active_runs": dag.max_active_runs, "params": {k: dag.params.get_param(k).serialize() for k in dag.params},
-        "tasks": {t.task_id: {"downstream": sorted(t.downstream_task_ids), "operator": type(t).__name__, "rule": str(t.trigger_rule), "retries": t.retries,
+        "tasks": {t.task_id: {"downstream": sorted(t.downstream_task_ids), "operator": type(t).__name__, "rule": t.trigger_rule.value, "retries": t.retries,
                               "at_once": t.max_active_tis_per_dag, "outlets": [o.name for o in t.outlets]} for t in dag.tasks},
     } for dag in bag.dags.values()
 }
-loaded = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
-print(json.dumps({"errors": bag.import_errors, "dags": dags, "loaded": loaded, "all_loaded": sorted({n.partition(".")[0] for n in sys.modules}), "seconds": seconds}))
+top = lambda names: sorted({name.partition(".")[0] for name in names})
+print(json.dumps({"errors": bag.import_errors, "dags": dags, "loaded": top(set(sys.modules) - before), "all_loaded": top(sys.modules), "seconds": seconds}))
 """
 
 

@@ -57,7 +57,7 @@ def test_a_run_without_any_date_is_told_what_to_pass(run_type: str) -> None:
 
 @pytest.mark.parametrize("run_type", ["backfill", "scheduled"])
 def test_one_parameter_cannot_send_all_days_of_a_backfill_to_the_same_day(run_type: str) -> None:
-    with pytest.raises(ValueError, match="2026-11-20.*2026-11-05.*Leave interval empty"):
+    with pytest.raises(ValueError, match=r"2026-11-20.*2026-11-05.*Leave interval empty"):
         resolve_interval(context(run_type, (at("2026-11-20"), at("2026-11-21")), params={"interval": "2026-11-05"}))
 
 

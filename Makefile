@@ -1,0 +1,52 @@
+# `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
+.DEFAULT_GOAL := help
+.PHONY: help run setup test lint golden bench up down status clean lock
+
+# The first Python that fits; its shim may exist without a version behind it, so it is asked.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
+RECIPE ?= tiny
+DAYS ?= 3
+TESTS ?=
+bin := .venv/bin
+
+help: ## This text
+	@echo "moeline: from raw text to a registered mixture-of-experts model. Needs Python 3.11 or 3.12, a JDK 17 or 21, make."
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  Afterwards: .venv/bin/moeline --help"
+
+run: ## Everything: environment, platform, the main job on the sample corpus (RECIPE=tiny DAYS=3); again: nothing is recomputed
+	@$(PYTHON) infra/local/bootstrap.py run --recipe $(RECIPE) --days $(DAYS)
+
+setup: ## Only .venv from requirements.lock and the Delta JARs
+	@$(PYTHON) infra/local/bootstrap.py setup
+
+test: setup ## All tests (TESTS="tests/unit -k gates" for some)
+	@$(bin)/python -m pytest $(TESTS)
+
+lint: setup ## Style and formatting
+	@$(bin)/ruff check . && $(bin)/ruff format --check .
+
+golden: setup ## Rewrite the golden files from what the code gives now; review the difference before committing
+	@MOELINE_REWRITE_GOLDEN=1 $(bin)/python -m pytest tests/golden
+
+bench: setup ## Measure the fixed costs
+	@$(bin)/python -m pytest tests/bench -s -o python_files='*.py'
+
+up: setup ## Start the platform
+	@$(bin)/moeline up
+
+down: ## Stop the platform
+	@test ! -x $(bin)/moeline || $(bin)/moeline down
+
+status: ## How every service is
+	@$(bin)/moeline status
+
+clean: down ## Remove what setup made; your data in .moeline stays
+	@rm -rf .venv .uv .jars .pytest_cache .ruff_cache build
+	@test ! -d .moeline || echo "Your tables, models and costs are still in .moeline; delete that folder yourself if you mean to."
+
+lock: setup ## Compile requirements.lock from pyproject.toml again (keeps what is pinned; UPGRADE=--upgrade for the newest)
+	@.uv/bin/uv pip compile pyproject.toml --quiet --extra test --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" $(UPGRADE) -o requirements.lock

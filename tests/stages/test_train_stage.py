@@ -1,0 +1,96 @@
+"""Stage train on a small corpus through a local Ray: its row, its metrics, what a person and MLflow see, and that a retry costs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import training_parts as parts
+from expectations.tables import TABLES
+from jobs.contract import MoelineError
+from jobs.services import training
+from jobs.stages import train
+from models import checkpoint
+
+
+class Recorder:
+    """A tracker that remembers; the second half of its answers fails when ``broken``."""
+
+    run_id = "run-1"
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken, self.params, self.metrics, self.status = broken, {}, [], None
+
+    def log_params(self, params):
+        self.params = dict(params)
+
+    def log_metrics(self, metrics, step):
+        if self.broken:
+            raise ConnectionError("the tracking server is gone")
+        self.metrics.append((step, dict(metrics)))
+
+    def finish(self, status="FINISHED"):
+        self.status = status
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(tools, tracker, output) of one training."""
+    home = tmp_path_factory.mktemp("home")
+    tracker = Recorder()
+    tools = parts.TrainingTools(home, tracker=tracker)
+    output = train.run(parts.small_train(tokens=300 * 8 * parts.SEQ_LEN), {"sequences": parts.sequences(home / "table")}, tools)
+    return tools, tracker, output
+
+
+def test_one_row_names_a_checkpoint_that_verifies(trained):
+    tools, _, output = trained
+    (row,) = output.tables["checkpoints"].to_pylist()
+    assert set(row) == {c.name for c in TABLES["checkpoints"].columns}
+    assert row["uri"] == f"checkpoints/{tools.run_key}/step-0000000300"
+    assert checkpoint.verify(Path(tools.artifact_dir(row["uri"]))) == row["sha256"]
+    assert (row["step"], row["tokens"], row["final"], row["mlflow_run_id"]) == (300, 300 * 8 * parts.SEQ_LEN, True, "run-1")
+    assert training.train_config(json.loads(row["config"])) == parts.small_train(tokens=300 * 8 * parts.SEQ_LEN)
+
+
+def test_the_model_beats_the_unigram_model(trained):
+    metrics = trained[2].metrics
+    assert metrics["unigram_loss"] == pytest.approx(4.13, abs=0.1)  # about ln 62: tokens are nearly uniform
+    assert metrics["held_out_loss"] < metrics["unigram_loss"] - 1.0
+    assert metrics["epochs"] == pytest.approx(8.0)
+    assert metrics["flops"] > 0 < metrics["tokens_per_second"]
+    assert 0 < metrics["launch_seconds"] < metrics["wall_seconds"]
+
+
+def test_a_person_sees_progress_and_mlflow_gets_metrics_while_it_runs(trained):
+    tools, tracker, _ = trained
+    done = [d for d, _, _ in tools.reported]
+    assert done == sorted(done)
+    assert done[-1] == 300
+    assert "tokens/s" in tools.reported[-1][2]
+    steps = [step for step, values in tracker.metrics if "learning_rate" in values]
+    assert steps[-1] == 300
+    assert tracker.metrics[-1][1]["held_out_loss"] == trained[2].metrics["held_out_loss"]
+    assert tracker.params["model.d_model"] == 16
+    assert tracker.status == "FINISHED"
+
+
+def test_a_retry_after_the_end_trains_nothing_and_reports_the_same(trained):
+    tools, _, output = trained
+    broken = Recorder(broken=True)
+    tools.tracker = broken
+    again = train.run(parts.small_train(tokens=300 * 8 * parts.SEQ_LEN), {"sequences": parts.sequences(tools.home / "table")}, tools)
+    assert again.metrics["launch_seconds"] == 0.0
+    assert again.metrics["wall_seconds"] < 5.0
+    same = {"sha256", "loss", "held_out_loss", "step"}
+    before, after = (o.tables["checkpoints"].to_pylist()[0] for o in (output, again))
+    assert {k: before[k] for k in same} == {k: after[k] for k in same}  # and a tracker that fails does not fail the stage
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_launched(tmp_path):
+    tools = parts.TrainingTools(tmp_path)
+    with pytest.raises(MoelineError, match="8 data-parallel workers"):
+        train.run(parts.small_train(workers=8), {"sequences": None}, tools)
+    with pytest.raises(MoelineError, match="vocabulary of 64"):
+        train.run(parts.small_train(), {"sequences": parts.sequences(tmp_path / "table", vocab=100)}, tools)

@@ -1,0 +1,137 @@
+"""What a training process does to its folder: resumes exactly, survives SIGKILL, never shares the folder, says why it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import training_parts as parts
+from jobs.contract import MoelineError
+from jobs.environment import REPO
+from jobs.services import ray, training, training_data
+from jobs.services.training import TrainingRun
+from models.unigram import predicted_tokens, unigram_loss
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sequences")
+    return training_data.write(parts.sequences(folder), folder / "files")
+
+
+def run_of(data, folder, **changes) -> TrainingRun:
+    keep = changes.pop("keep_checkpoints", 2)
+    return TrainingRun(folder=str(folder), data=data.folder, config=parts.small_train(**changes), keep_checkpoints=keep)
+
+
+def test_sequences_are_written_in_one_order_whatever_the_order_of_rows(data, tmp_path):
+    again = training_data.write(parts.sequences(tmp_path), tmp_path / "files")
+    assert again.digest == data.digest
+    assert data.sequences == {"train": 300, "held_out": 20}
+    tokens, boundaries, n_tokens = training_data.read_arrays(data.folder, "train")
+    assert tokens.shape == (300, parts.SEQ_LEN)
+    assert len(boundaries) == len(n_tokens) == 300
+    assert all(row[0] == 0 and len(row) == 2 for row in boundaries)
+    few = training_data.read_arrays(data.folder, "held_out", spread=5)
+    assert np.array_equal(few[0], training_data.read_arrays(data.folder, "held_out")[0][[0, 5, 10, 14, 19]])
+
+
+def test_a_split_without_sequences_is_named(tmp_path):
+    with pytest.raises(MoelineError, match="no held_out sequences"):
+        training_data.write(parts.sequences(tmp_path, held_out=0), tmp_path / "files")
+
+
+def test_unigram_loss_counts_only_predicted_tokens():
+    tokens = np.array([[5, 1, 1, 2, 9, 9]])
+    found = predicted_tokens(tokens, [np.array([0, 3])], np.array([5]))
+    assert found.tolist() == [1, 1, 9]  # not the first of a document, not padding
+    assert unigram_loss(np.array([0.0, 3.0, 0.0]), np.array([1])) == pytest.approx(-np.log(4 / 6))
+    with pytest.raises(ValueError, match="no token"):
+        unigram_loss(np.ones(3), np.array([], dtype=int))
+
+
+def test_a_run_killed_at_any_step_ends_as_if_undisturbed(data, tmp_path):
+    whole, killed = run_of(data, tmp_path / "whole"), run_of(data, tmp_path / "killed")
+    training.train_all([whole], threads=1)
+    expected = training.result_of(whole.folder)
+    code = "import sys; from jobs.services import training; training.train_all([training.TrainingRun.from_json(sys.argv[1])], threads=1)"
+    process = subprocess.Popen([sys.executable, "-c", code, killed.to_json()], cwd=REPO)
+    steps = int(np.random.default_rng(int.from_bytes(os.urandom(2))).integers(11, 39))
+    metrics = tmp_path / "killed" / training.METRICS
+    while process.poll() is None and sum(line["event"] == "step" for line in training.read_metrics(metrics)) < steps:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert training.result_of(killed.folder) is None, f"it was to be killed at step {steps} and had finished"
+    training.train_all([killed], threads=1)
+    found = training.result_of(killed.folder)
+    assert found["resumed_from_step"] >= 10
+    assert (found["sha256"], found["held_out_loss"], found["loss"]) == (expected["sha256"], expected["held_out_loss"], expected["loss"])
+    steps = [line["step"] for line in training.read_metrics(metrics) if line["event"] == "step"]
+    assert steps == list(range(1, 41))  # every step once, also those trained twice
+
+
+def test_a_finished_run_is_left_as_it_is(data, tmp_path):
+    run = run_of(data, tmp_path / "run", keep_checkpoints=0)
+    training.train_all([run], threads=1)
+    before = (tmp_path / "run" / training.RESULT).stat().st_mtime_ns
+    training.train_all([run], threads=1)
+    assert (tmp_path / "run" / training.RESULT).stat().st_mtime_ns == before
+    assert not list((tmp_path / "run").glob("step-*"))  # asked for none
+
+
+def test_a_second_writer_waits_for_the_first(tmp_path):
+    order = []
+    with training.single_writer(tmp_path):
+        second = threading.Thread(target=lambda: order.append(training.single_writer(tmp_path).__enter__() or "second"))
+        second.start()
+        time.sleep(1.0)
+        order.append("first")
+    second.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_a_writer_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STALLED_SECONDS", 0.2)
+    with training.single_writer(tmp_path), pytest.raises(MoelineError, match=rf"pid {os.getpid()} on .* has written nothing"), training.single_writer(tmp_path):
+        pytest.fail("two writers")
+
+
+def test_an_error_no_retry_can_mend_is_recorded_and_raised_by_the_launcher(data, tmp_path):
+    run = run_of(data, tmp_path / "run", learning_rate=float("inf"))
+    training.train_all([run], threads=1)
+    with pytest.raises(MoelineError, match="Training stopped: .*not finite"):
+        training.result_of(run.folder)
+
+
+def test_half_written_lines_are_dropped():
+    assert training.parsed('{"event": "step", "step": 1}\n{"event": "st') == [{"event": "step", "step": 1}]
+
+
+def test_a_run_survives_its_json_form(data, tmp_path):
+    run = run_of(data, tmp_path)
+    assert TrainingRun.from_json(run.to_json()) == run
+    json.loads(run.to_json())
+
+
+def test_runs_are_shared_out_by_work(data, tmp_path):
+    runs = [run_of(data, tmp_path / str(n), tokens=n * 8 * parts.SEQ_LEN) for n in (1, 2, 3, 10)]
+    shares = ray.shared_out(runs, 2)
+    assert sorted(sum(r.config.steps for r in share) for share in shares) == [6, 10]
+    assert ray.shared_out(runs[:1], 2)[1] == []
+
+
+def test_a_platform_that_does_not_answer_is_said_at_once(env, data, tmp_path):
+    env.home.mkdir(parents=True)
+    (env.home / "platform.json").write_text(json.dumps({"addresses": {"ray_address": "127.0.0.1:9"}}))
+    began = time.monotonic()
+    with pytest.raises(MoelineError, match=r"Ray head at 127.0.0.1:9 does not answer"):
+        ray.train(env, [run_of(data, tmp_path)], name="x", resources=env.stage_resources("train"), processes=1, scratch=str(tmp_path))
+    assert time.monotonic() - began < 10
