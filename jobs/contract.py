@@ -70,6 +70,7 @@ class StageResult:
     metrics: Mapping[str, Any]
     cost_usd: float
     wall_seconds: float
+    config_hash: str = ""
     code_revision: str = ""
     finished_at: str = ""
     reused: bool = False
@@ -151,6 +152,11 @@ def run_key(stage: str, revision: int, config: Any, inputs: Mapping[str, str], i
     """
     identity = {"stage": stage, "revision": revision, "config": canonical(config), "inputs": dict(inputs), "interval": interval}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def config_hash(config: Any) -> str:
+    """16 hex digits that two stage configs share exactly when they ask for the same."""
+    return hashlib.sha256(json.dumps(canonical(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parse_day(text: str) -> str:

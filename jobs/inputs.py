@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from expectations.tables import TABLES
-from jobs.config import WRITERS
-from jobs.contract import MoelineError, TableVersion
+from jobs.config import WRITERS, Recipe
+from jobs.contract import MoelineError, TableVersion, config_hash
 from jobs.environment import Environment
 from jobs.services import delta, results
 
@@ -38,6 +38,7 @@ class Inputs:
     versions: dict[str, str]
     identity: dict[str, str]
     interval: str | None
+    configs: dict[str, str]
     landing: tuple[LandedFile, ...] = ()
 
     def open(self, env: Environment, module: ModuleType, tools: Any) -> dict[str, Any]:
@@ -45,29 +46,44 @@ class Inputs:
         opened: dict[str, Any] = {"landing": list(self.landing)} if self.landing else {}
         for name, scope in module.READS.items():
             text = self.versions.get(name)
-            opened[name] = None if text is None else _open(env, TableVersion.parse(text), scope, self.interval, module.ENGINE, tools)
+            opened[name] = None
+            if text is not None:
+                version = TableVersion.parse(text)
+                opened[name] = _open(env, version.name, self._where(env, version, scope), module.ENGINE, tools)
         return opened
 
+    def _where(self, env: Environment, version: TableVersion, scope: str) -> dict[TableVersion, list[str]]:
+        """Which values of the partition column to read, at which version."""
+        if TABLES[version.name].partition == "run_key":
+            return {version: [results.writer_of(env, version).run_key]}
+        if scope == "interval":
+            return {version: [str(self.interval)]}
+        days = results.days_by_version(env, WRITERS[version.name], version.name, version, self.configs[version.name])
+        if scope == "other_intervals":
+            days = {v: [d for d in found if d != self.interval] for v, found in days.items()}
+        return {v: found for v, found in days.items() if found}
 
-def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: str, interval: str | None, given: Mapping[str, str]) -> Inputs:
+
+def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Recipe, interval: str | None, given: Mapping[str, str]) -> Inputs:
     """Pin every input to one version: the given one, else the newest that a recorded result names.
 
     Raises MoelineError when an input that the stage cannot do without has not been written.
     """
     unknown = set(given) - set(module.READS)
     versions = {name: version for name, version in given.items() if name not in unknown}  # a task may hand on more than is read
+    configs = {name: config_hash(recipe.stage_config(WRITERS[name])) for name in module.READS}
     for name, scope in module.READS.items():
         if name in versions:
             continue
         writer = WRITERS[name]
         if scope == "interval":
-            found = results.newest(env, writer, interval=interval)
+            found = results.newest(env, writer, interval=interval, config=configs[name])
             version = found.table(name) if found else None
         elif TABLES[name].partition == "run_key":
-            found = results.newest(env, writer, recipe=recipe)
+            found = results.newest(env, writer, recipe=recipe.name)
             version = found.table(name) if found else None
         else:
-            version = results.newest_version(env, writer, name)
+            version = results.newest_version(env, writer, name, configs[name])
         if version is not None:
             versions[name] = str(version)
         elif scope != "other_intervals":
@@ -83,7 +99,7 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: str
             )
         identity = {f"landing/{file.relative}": file.sha256 for file in landing}
         versions = {"landing": hashlib.sha256("".join(f"{f.relative}\0{f.sha256}\n" for f in landing).encode()).hexdigest()[:16]}
-    return Inputs(versions, identity, interval, landing)
+    return Inputs(versions, identity, interval, configs, landing)
 
 
 def landed_files(env: Environment, interval: str) -> tuple[LandedFile, ...]:
@@ -100,20 +116,26 @@ def landed_files(env: Environment, interval: str) -> tuple[LandedFile, ...]:
     return tuple(found)
 
 
-def _open(env: Environment, version: TableVersion, scope: str, interval: str | None, engine: str, tools: Any) -> Any:
-    table = TABLES[version.name]
-    if table.partition == "run_key":
-        wanted = [results.writer_of(env, version).run_key]
-    elif scope == "interval":
-        wanted = [str(interval)]
-    else:  # days whose result is recorded: a half-published day stays invisible
-        days = results.intervals(env, WRITERS[version.name], version.name, version)
-        wanted = [d for d in days if scope == "all" or d != interval]
+def _open(env: Environment, name: str, where: dict[TableVersion, list[str]], engine: str, tools: Any) -> Any:
+    """The rows of a table at the given versions and partitions; None (Spark) or an empty dataset (Arrow) when there are none."""
     if engine == "spark":
-        from pyspark.sql import functions as f
+        return _open_spark(env, name, where, tools)
+    import pyarrow.dataset as ds
 
-        from jobs.services import spark
+    parts = [delta.dataset(env, version, where_in=values) for version, values in where.items()]
+    if not parts:
+        return ds.dataset(delta.arrow_schema(TABLES[name]).empty_table())
+    return parts[0] if len(parts) == 1 else ds.dataset(parts)
 
-        frame = spark.read_table(tools.spark, delta.uri(env, version.name), version.version)
-        return frame.where(f.col(table.partition).isin(wanted)) if wanted else None
-    return delta.dataset(env, version, where_in=wanted)
+
+def _open_spark(env: Environment, name: str, where: dict[TableVersion, list[str]], tools: Any) -> Any:
+    from pyspark.sql import functions as f
+
+    from jobs.services import spark
+
+    partition = TABLES[name].partition
+    parts = [spark.read_table(tools.spark, delta.uri(env, name), v.version).where(f.col(partition).isin(values)) for v, values in where.items()]
+    union = None
+    for part in parts:
+        union = part if union is None else union.unionByName(part)
+    return union

@@ -23,7 +23,7 @@ from typing import Any
 
 from jobs import recipes
 from jobs.config import PREPARE_STAGES, STAGES
-from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
+from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, config_hash, parse_day, run_key
 from jobs.environment import Environment
 from jobs.inputs import Inputs, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows
@@ -50,7 +50,7 @@ def run_stage(
     interval = _require_interval(stage, interval)
     config = recipe.stage_config(stage)
     ledger.reconcile(env)
-    resolved = resolve_inputs(env, stage, module, recipe.name, interval, inputs or {})
+    resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)
     found = results.find(env, stage, key)
     if found is None:
@@ -83,7 +83,7 @@ def _compute(
         )
         result = StageResult(
             stage=stage, run_key=key, recipe=recipe, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
-            metrics=metrics, cost_usd=running.cost_so_far(), wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
+            metrics=metrics, config_hash=config_hash(config), cost_usd=running.cost_so_far(), wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
             finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )  # fmt: skip
         results.record(env, result)
@@ -139,13 +139,13 @@ def code_revision() -> str:
 
 def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
     """What a model build would read now, and whether enough new tokens arrived since the recipe's last build."""
-    packed = results.of_stage(env, "pack")
-    days = {r.interval: r for r in packed}  # newest result per day
+    configs = {stage: config_hash(recipe.stage_config(stage)) for stage in ("pack", "decontaminate")}
+    days = {r.interval: r for r in results.of_stage(env, "pack") if r.config_hash == configs["pack"]}  # newest result per day
     tokens = sum(int(r.metrics.get("tokens", 0)) for r in days.values())
     built = results.newest(env, "train", recipe=recipe.name)
     before = int(built.metrics.get("corpus_tokens", 0)) if built else 0
     tables = {"sequences": "pack", "benchmark_items": "decontaminate", "contamination": "decontaminate", "training_documents": "decontaminate"}
-    versions = {table: results.newest_version(env, stage, table) for table, stage in tables.items()}
+    versions = {table: results.newest_version(env, stage, table, configs[stage]) for table, stage in tables.items()}
     missing = [table for table, version in versions.items() if version is None]
     if missing:
         raise MoelineError(

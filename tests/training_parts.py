@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+
 from jobs.config import TrainConfig
 from jobs.environment import Environment
 from models.config import ModelConfig

@@ -33,7 +33,9 @@ class Problem(Exception):
 def check_python() -> None:
     found = sys.version_info[:2]
     if not OLDEST <= found < TOO_NEW:
-        raise Problem(f"moeline needs Python 3.11 or 3.12: found {found[0]}.{found[1]} ({sys.executable}). Install python3.11 and python3.11-venv, or set PYTHON.")
+        raise Problem(
+            f"moeline needs Python 3.11 or 3.12: found {found[0]}.{found[1]} ({sys.executable}). Install python3.11 and python3.11-venv, or set PYTHON."
+        )
 
 
 def check_java() -> None:

@@ -72,9 +72,10 @@ def resolve(scratch: Path) -> dict[str, Path]:
     settings = next(
         (path for path in (os.environ.get("MOELINE_IVY_SETTINGS"), Path.home() / ".ivy2" / "ivysettings.xml") if path and Path(path).is_file()), None
     )
+    pattern = str(scratch / "out" / "[organisation]_[artifact]-[revision].[ext]")
     command = [
         str(find_java().executable), "-jar", str(ivy), "-warn", *(["-settings", str(settings)] if settings else []), "-ivy", str(_MODULES),
-        "-cache", str(scratch / "cache"), "-confs", "default", "-types", "jar", "-retrieve", str(scratch / "out" / "[organisation]_[artifact]-[revision].[ext]"),
+        "-cache", str(scratch / "cache"), "-confs", "default", "-types", "jar", "-retrieve", pattern,
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -39,9 +39,10 @@ class Records:
         if sequences is None:
             return []
         limit = TableVersion.parse(sequences)
+        writer = self.by_output.get(sequences)
         days: dict[str | None, StageResult] = {}
         for packed in self.by_stage["pack"]:
-            if packed.table("sequences") <= limit:
+            if writer is not None and packed.config_hash == writer.config_hash and packed.table("sequences") <= limit:
                 days[packed.interval] = packed
         found: dict[str, StageResult] = {}
         waiting = list(days.values())

@@ -63,18 +63,36 @@ def writer_of(env: Environment, version: TableVersion) -> StageResult:
     return found
 
 
-def newest(env: Environment, stage: str, interval: str | None = None, recipe: str | None = None) -> StageResult | None:
-    """The result recorded last for a stage (of one day, of one recipe)."""
-    matching = [r for r in of_stage(env, stage) if (interval is None or r.interval == interval) and (recipe is None or r.recipe == recipe)]
+def newest(env: Environment, stage: str, *, interval: str | None = None, recipe: str | None = None, config: str | None = None) -> StageResult | None:
+    """The result recorded last for a stage, of one day, one recipe, one ``config`` (contract.config_hash)."""
+    matching = [
+        r
+        for r in of_stage(env, stage)
+        if (interval is None or r.interval == interval) and (recipe is None or r.recipe == recipe) and (config is None or r.config_hash == config)
+    ]
     return matching[-1] if matching else None
 
 
-def newest_version(env: Environment, stage: str, table: str) -> TableVersion | None:
-    """The highest version of ``table`` that a recorded result of ``stage`` names."""
-    versions = [r.table(table) for r in of_stage(env, stage) if table in r.outputs]
+def newest_version(env: Environment, stage: str, table: str, config: str) -> TableVersion | None:
+    """The highest version of ``table`` that a recorded result of ``stage`` with this config names."""
+    versions = [r.table(table) for r in of_stage(env, stage) if r.config_hash == config]
     return max(versions, default=None)
 
 
-def intervals(env: Environment, stage: str, table: str, up_to: TableVersion) -> list[str]:
-    """Data days whose rows in ``table`` a recorded result vouches for, as of a version."""
-    return sorted({r.interval for r in of_stage(env, stage) if r.interval and table in r.outputs and r.table(table) <= up_to})
+def days_by_version(env: Environment, stage: str, table: str, up_to: TableVersion, config: str) -> dict[TableVersion, list[str]]:
+    """Where to read every data day of ``table`` that a recorded result with this config vouches for, as of ``up_to``.
+
+    A day is read at ``up_to``, unless another recipe has replaced its rows since: then at the version this config wrote. A day whose
+    stage did not finish is not there.
+    """
+    known = [r for r in of_stage(env, stage) if r.interval and table in r.outputs and r.table(table) <= up_to]
+    own, last = {}, {}
+    for result in sorted(known, key=lambda r: r.table(table)):
+        last[result.interval] = result
+        if result.config_hash == config:
+            own[result.interval] = result
+    found: dict[TableVersion, list[str]] = {}
+    for day, result in sorted(own.items()):
+        version = up_to if last[day].run_key == result.run_key else result.table(table)
+        found.setdefault(version, []).append(str(day))
+    return found

@@ -174,6 +174,7 @@ def _new_trainer(config: TrainConfig, data: str) -> Any:
     from jobs.services import training_data
     from models.train_loop import LoopConfig, Trainer, new_model
 
+    torch.manual_seed(config.seed)  # checkpoints hold the generator's state: it must not depend on what this process did before
     model = new_model(config.model, seed=config.seed, experts_backend=config.experts_backend)
     loop = LoopConfig(
         steps=config.steps, batch_sequences=config.batch_sequences, learning_rate=config.learning_rate, warmup_fraction=config.warmup_fraction,

@@ -14,7 +14,7 @@ import keyword
 import random
 import re
 import tokenize
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -195,10 +195,9 @@ _PLACES: dict[str, Callable[[_Document], Iterator[_Place]]] = {
 
 
 class _Pool:
-    """Texts that can stand in for an answer, by group and length."""
+    """Texts that can stand in for an answer, by group, sorted by length."""
 
-    def __init__(self, places: list[_Place], documents_of: Counter[str]):
-        self._documents_of = documents_of
+    def __init__(self, places: list[_Place]):
         groups: dict[tuple[Any, ...], set[tuple[int, str]]] = defaultdict(set)
         for place in places:
             for group in (place.group, (place.document.doc_id, *place.group)):
@@ -206,27 +205,34 @@ class _Pool:
         self._groups = {group: sorted(texts) for group, texts in groups.items()}
 
     def draw(self, place: _Place, task: str, rng: random.Random) -> list[str]:
-        """CHOICES - 1 wrong answers of about the length of the right one, or fewer when there are none.
+        """CHOICES - 1 wrong answers of about the length of the right one, or [] when there are none.
 
-        Names come from the same document first (they are all plausible there); lines and sentences from everywhere.
+        How many of them are longer is drawn first: distinct texts are longer than frequent ones, so without it the right answer would be
+        the shortest too often. Names come from the same document first (they are all plausible there); lines and sentences from everywhere.
         """
+        groups = [(place.document.doc_id, *place.group), place.group] if task == "identifier" else [place.group]
         chosen: list[str] = []
         refused = {_normal(place.answer)}
-        groups = [(place.document.doc_id, *place.group), place.group] if task == "identifier" else [place.group]
-        for group in groups:
-            for slack in (0.15, 0.3, 0.5):
-                texts = self._groups[group]
-                size = len(place.answer)
-                low, high = bisect_left(texts, (size - max(1, int(size * slack)), "")), bisect_right(texts, (size + max(1, int(size * slack)) + 1, ""))
-                order = range(low, high)
-                for index in rng.sample(order, min(len(order), 40)):
-                    text = texts[index][1]
-                    if len(chosen) < CHOICES - 1 and _normal(text) not in refused and not (task != "identifier" and text in place.context):
+        n_longer = rng.randrange(CHOICES)
+        for wanted, longer in ((n_longer, True), (CHOICES - 1 - n_longer, False)):
+            found = 0
+            for group, slack in itertools.product(groups, (0.15, 0.3, 0.6)):
+                for text in self._near(group, len(place.answer), slack, longer, rng):
+                    if found < wanted and _normal(text) not in refused and not (task != "identifier" and text in place.context):
                         chosen.append(text)
                         refused.add(_normal(text))
-                if len(chosen) == CHOICES - 1:
-                    return chosen
-        return chosen
+                        found += 1
+            if found < wanted:
+                return []
+        return rng.sample(chosen, len(chosen))
+
+    def _near(self, group: tuple[Any, ...], size: int, slack: float, longer: bool, rng: random.Random) -> list[str]:
+        """Some texts of the group, in random order, as long as ``size`` or up to ``slack`` longer (shorter)."""
+        texts = self._groups[group]
+        reach = max(1, int(size * slack))
+        low, high = (size, size + reach) if longer else (size - reach, size)
+        order = range(bisect_left(texts, (low, "")), bisect_left(texts, (high + 1, "")))
+        return [texts[index][1] for index in rng.sample(order, min(len(order), 20))]
 
 
 def _spread(places: list[_Place], task: str, rng: random.Random) -> list[_Place]:
@@ -260,14 +266,14 @@ def make_items(documents: Iterable[tuple[str, str, str]], *, task: str, seed: in
     unique = {doc_id: (source, text.replace("\r\n", "\n")[:_MAX_DOCUMENT_CHARS]) for doc_id, source, text in documents}
     by_document = {doc_id: list(_PLACES[task](_Document(doc_id, source, text, looks_like_python(text)))) for doc_id, (source, text) in sorted(unique.items())}
     documents_of = Counter(answer for places in by_document.values() for answer in {_normal(p.answer) for p in places})
-    pool = _Pool([place for places in by_document.values() for place in places], documents_of)
+    pool = _Pool([place for places in by_document.values() for place in places])
     made: list[tuple[str, _Place, list[str]]] = []
     for doc_id, places in by_document.items():
         # Text found in several held-out documents is boilerplate, which training documents will hold too. Names are shared by nature.
         own = [p for p in places if task == "identifier" or documents_of[_normal(p.answer)] == 1]
         for place in _spread(own, task, _rng(seed, task, doc_id)):
             wrong = pool.draw(place, task, _rng(seed, task, doc_id, place.offset))
-            if len(wrong) == CHOICES - 1:
+            if wrong:
                 made.append((f"{doc_id}:{place.offset}", place, wrong))
     made.sort(key=lambda one: stable_order(one[0], seed))
     items = []

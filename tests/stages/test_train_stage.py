@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import training_parts as parts
+
 from expectations.tables import TABLES
 from jobs.contract import MoelineError
 from jobs.services import training

@@ -98,7 +98,7 @@ def test_a_missing_or_unasked_response_is_an_error():
 
 def test_a_benchmark_with_one_answer_for_everything_cannot_be_scored():
     task, items = letters("CCCC")
-    with pytest.raises(ValueError, match="letters: a baseline of 1.0 leaves nothing to measure"):
+    with pytest.raises(ValueError, match=r"letters: a baseline of 1\.0 leaves nothing to measure"):
         score_benchmark(task, items, responses([True] * 4))
 
 

@@ -163,8 +163,8 @@ def test_symbolic_items_are_repeatable_different_and_balanced(task):
     assert items == symbolic.make_items(task, n=400, seed=1234) != symbolic.make_items(task, n=400, seed=2)
     assert len({item.row["query"] for item in items}) == 400 == len({item.item_id for item in items})
     assert set(Counter(item.row["gold"] for item in items).values()) == {100}
-    with pytest.raises(ValueError, match="only .* different items"):
-        symbolic.make_items("arithmetic", n=20_000, seed=1)
+    with pytest.raises(ValueError, match=r"only \d+ different items"):
+        symbolic.make_items("arithmetic", n=5000, seed=1)
 
 
 def test_the_suite_loads_from_rows_and_refuses_too_few():
@@ -173,9 +173,9 @@ def test_the_suite_loads_from_rows_and_refuses_too_few():
     rows = [
         {"benchmark": task, "item_id": i.item_id, "item": json.dumps(i.row)} for task in own_data.TASKS for i in make_items(DOCUMENTS[:30], task=task, seed=1)
     ]
-    kwargs = {"own_data_tasks": own_data.TASKS, "symbolic_tasks": symbolic.TASKS, "items_per_task": 60, "seed": 1234}
+    kwargs = {"own_data_tasks": own_data.TASKS, "symbolic_tasks": symbolic.TASKS, "items_per_task": 40, "seed": 1234}
     benchmarks = suite.load(rows, **kwargs)
-    assert [b.task.label for b in benchmarks] == [*own_data.TASKS, *symbolic.TASKS] and {len(b.items) for b in benchmarks} == {60}
+    assert [b.task.label for b in benchmarks] == [*own_data.TASKS, *symbolic.TASKS] and {len(b.items) for b in benchmarks} == {40}
     assert len({b.task.category for b in benchmarks}) >= 3
     assert suite.load(reversed(rows), **kwargs) == benchmarks
     with pytest.raises(ValueError, match="Own-data task identifier has 0 items"):

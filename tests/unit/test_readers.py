@@ -28,7 +28,7 @@ def records(tmp_path: Path, name: str, content: bytes, **kwargs) -> list[Record]
 
 
 def seeded(seed: int) -> random.Random:
-    return random.Random(seed)  # noqa: S311 - damage that can be repeated, not a secret
+    return random.Random(seed)  # damage that can be repeated
 
 
 def split(found: list[Record]) -> tuple[list[Record], list[Record]]:

@@ -83,6 +83,13 @@ def test_another_folder_gets_the_same_bytes(small, tmp_path):
     assert hashes(tmp_path) == hashes(small[0])
 
 
+def test_the_default_holds_at_least_40_mb(tmp_path):
+    summary = sample_data.write(tmp_path, DAYS)
+    assert summary.total_bytes >= 40_000_000
+    by_day = [sum(f.stat().st_size for f in tmp_path.glob(f"*/{day}/*")) for day in DAYS]
+    assert max(by_day) < 1.3 * min(by_day)
+
+
 def test_copies_of_one_file_come_together():
     taken = [c for c in sample_data._candidates() if c.uri.endswith(("packaging/_parser.py", "packaging/_tokenizer.py"))]
     assert len(taken) > 2  # vendored copies exist wherever setuptools is installed

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from models import scaling, scaling_fit
 from models.scaling import LossLaw, RunPoint
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 import training_parts as parts
+
 from jobs.contract import MoelineError
-from jobs.environment import REPO
 from jobs.services import ray, training, training_data
 from jobs.services.training import TrainingRun
 from models.unigram import predicted_tokens, unigram_loss
@@ -57,24 +54,28 @@ def test_unigram_loss_counts_only_predicted_tokens():
         unigram_loss(np.ones(3), np.array([], dtype=int))
 
 
-def test_a_run_killed_at_any_step_ends_as_if_undisturbed(data, tmp_path):
-    whole, killed = run_of(data, tmp_path / "whole"), run_of(data, tmp_path / "killed")
+def test_an_interrupted_run_ends_as_if_undisturbed(data, tmp_path, monkeypatch):
+    from models.train_loop import Trainer
+
+    whole, cut = run_of(data, tmp_path / "whole"), run_of(data, tmp_path / "cut")
     training.train_all([whole], threads=1)
-    expected = training.result_of(whole.folder)
-    code = "import sys; from jobs.services import training; training.train_all([training.TrainingRun.from_json(sys.argv[1])], threads=1)"
-    process = subprocess.Popen([sys.executable, "-c", code, killed.to_json()], cwd=REPO)
-    steps = int(np.random.default_rng(int.from_bytes(os.urandom(2))).integers(11, 39))
-    metrics = tmp_path / "killed" / training.METRICS
-    while process.poll() is None and sum(line["event"] == "step" for line in training.read_metrics(metrics)) < steps:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert training.result_of(killed.folder) is None, f"it was to be killed at step {steps} and had finished"
-    training.train_all([killed], threads=1)
-    found = training.result_of(killed.folder)
-    assert found["resumed_from_step"] >= 10
-    assert (found["sha256"], found["held_out_loss"], found["loss"]) == (expected["sha256"], expected["held_out_loss"], expected["loss"])
-    steps = [line["step"] for line in training.read_metrics(metrics) if line["event"] == "step"]
+    step, last = Trainer.step, int.from_bytes(os.urandom(1)) % 28 + 11
+
+    def interrupted(trainer):
+        if trainer.step_number == last:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_all([cut], threads=1)
+    monkeypatch.undo()
+    assert training.result_of(cut.folder) is None
+    training.train_all([cut], threads=1)
+    expected, found = training.result_of(whole.folder), training.result_of(cut.folder)
+    assert found["resumed_from_step"] == last // 10 * 10
+    assert {k: found[k] for k in ("sha256", "held_out_loss", "loss")} == {k: expected[k] for k in ("sha256", "held_out_loss", "loss")}, f"cut at step {last}"
+    steps = [line["step"] for line in training.read_metrics(tmp_path / "cut" / training.METRICS) if line["event"] == "step"]
     assert steps == list(range(1, 41))  # every step once, also those trained twice
 
 

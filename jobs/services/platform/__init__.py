@@ -6,7 +6,9 @@ watched (supervisor.py), how each is started (postgres.py, airflow.py, engines.p
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,9 +19,9 @@ from typing import Any
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
 from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
-from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
+from jobs.services.platform.record import boot_id, is_same_process, locked, read_record, write_private, write_record
 
-__all__ = ["client_environment", "down", "status", "up"]
+__all__ = ["client_environment", "down", "render_status", "status", "up"]
 
 _UP_SECONDS = 300.0
 _DOWN_SECONDS = 60.0
@@ -53,13 +55,12 @@ def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, An
 def down(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, Any]:
     """Stop the platform of this home: the services in order, then whatever they left. Other processes are not touched."""
     record = read_record(env.home)
-    supervisor = record.get("supervisor")
+    supervisor = record.get("supervisor") or {}
     running = is_same_process(supervisor)
     if running:
-        assert supervisor is not None
-        send(supervisor["pid"], 15)
+        send(supervisor["pid"], signal.SIGTERM)
         if not wait_until_gone(supervisor, _DOWN_SECONDS):
-            send(supervisor["pid"], 9)
+            send(supervisor["pid"], signal.SIGKILL)
             wait_until_gone(supervisor, 5)
     ended = _reap(env.home, read_record(env.home) or record)
     echo("The platform is stopped." if running or ended else "The platform was not running.")
@@ -101,6 +102,29 @@ def status(env: Environment) -> dict[str, Any]:
     }
 
 
+def render_status(found: dict[str, Any]) -> str:
+    """What ``status`` found, as a table for a person."""
+    if not found["services"]:
+        return "The platform is not running. Start it with: moeline up"
+    lines = [f"{'service':<22} {'state':<12} {'pid':>8} {'port':>6} {'up':>9} {'restarts':>8}  log"]
+    for name, service in found["services"].items():
+        age = "-" if service["uptime_seconds"] is None else _clock(service["uptime_seconds"])
+        lines.append(
+            f"{name:<22} {service['state']:<12} {service['pid'] or '-':>8} {service['port'] or '-':>6} {age:>9} {service['restarts']:>8}  {service['log']}"
+        )
+    addresses = found["addresses"]
+    if addresses:
+        lines += ["", f"Airflow  {addresses['airflow_url']}  user {addresses['airflow_user']}, password in {addresses['airflow_password_file']}"]
+        lines += [f"MLflow   {addresses['mlflow_uri']}"]
+    return "\n".join(lines)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 def client_environment(env: Environment) -> dict[str, str]:
     """Variables a process needs before it imports ray, to reach the local head: its token, and to stay on loopback.
 
@@ -117,10 +141,7 @@ def _start_supervisor(env: Environment) -> dict[str, Any]:
     from jobs.services.platform.services import plan
     from jobs.services.platform.supervisor import PLAN_FILE
 
-    prepared = plan(env)
-    import json
-
-    write_private(env.home / PLAN_FILE, json.dumps(prepared))
+    write_private(env.home / PLAN_FILE, json.dumps(plan(env)))
     log = env.home / "logs" / "supervisor.log"
     variables = {**os.environ, "PYTHONPATH": str(REPO), MARK: str(env.home)}
     with log.open("ab") as output:
@@ -167,7 +188,7 @@ def _wait_until_healthy(home: Path, record: dict[str, Any], echo: Callable[[str]
 
 def _reap(home: Path, record: dict[str, Any]) -> int:
     """End what a killed supervisor left behind, and forget its addresses; how many processes there were."""
-    sessions = [entry["pid"] for entry in record.get("services", {}).values() if entry.get("pid") and is_this_boot(entry)]
+    sessions = [entry["pid"] for entry in record.get("services", {}).values() if entry.get("pid") and entry.get("boot_id") == boot_id()]
     found = leftovers(home, sessions)
     if found:
         end(found, grace_seconds=10.0)
@@ -175,12 +196,6 @@ def _reap(home: Path, record: dict[str, Any]) -> int:
         services = {name: {**entry, "pid": None, "state": "stopped"} for name, entry in record["services"].items() if not entry.get("once")}
         write_record(home, {"supervisor": None, "services": services, "addresses": {}})
     return len(found)
-
-
-def is_this_boot(entry: dict[str, Any]) -> bool:
-    from jobs.services.platform.record import boot_id
-
-    return entry.get("boot_id", "") == boot_id()
 
 
 def _tail(path: Path) -> str:

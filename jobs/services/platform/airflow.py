@@ -90,7 +90,7 @@ def services(env: Environment, *, port: int, needs: tuple[str, ...], stamp_folde
             url=url,
             health={"http": health_page},
             stop_after=("airflow-scheduler",),
-        )  # fmt: skip
+        )
     )
     for name, (command, component) in _COMPONENTS.items():
         found.append(
@@ -102,6 +102,6 @@ def services(env: Environment, *, port: int, needs: tuple[str, ...], stamp_folde
                 log=str(logs / f"{name}.log"),
                 needs=needs,
                 health={"airflow": health_page, "component": component},
-            )  # fmt: skip
+            )
         )
     return found

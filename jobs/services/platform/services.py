@@ -69,6 +69,7 @@ def plan(env: Environment) -> dict[str, Any]:
     if "ray_address" not in external:
         services.append(engines.ray_head(env, port=ports["ray"], runtime_folder=runtime, common=common))
         addresses["ray_address"] = f"{LOOPBACK}:{ports['ray']}"
+        addresses["ray_token_file"] = engines.ray_environment(env)["RAY_AUTH_TOKEN_PATH"]
     return {"home": str(env.home), "services": [service.to_json() for service in services], "addresses": addresses}
 
 
@@ -97,7 +98,7 @@ def _postgres(env: Environment, runtime: Path, common: dict[str, str]) -> list[S
             stop_signal=signal.SIGINT,
             own_death_signal=os.geteuid() == 0,
             stop_after=("airflow-scheduler", "airflow-api-server", "airflow-dag-processor", "airflow-triggerer", "mlflow"),
-        )  # fmt: skip
+        )
     )
     return found
 

@@ -253,5 +253,3 @@ def main(home: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-
-

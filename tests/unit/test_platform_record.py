@@ -1,0 +1,96 @@
+"""platform.json, private files, locks, ports, and telling our processes from others that got their numbers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from jobs.contract import MoelineError
+from jobs.services.platform import ports, record
+
+
+def test_record_is_private_and_survives_being_cut_short(tmp_path):
+    record.write_record(tmp_path, {"services": {}})
+    assert record.read_record(tmp_path) == {"services": {}}
+    assert stat.S_IMODE((tmp_path / "platform.json").stat().st_mode) == 0o600
+    (tmp_path / "platform.json").write_text('{"services": {"a"')
+    assert record.read_record(tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["platform.json"], "a temporary file was left behind"
+
+
+def test_secret_is_made_once_and_readable_by_its_owner_only(tmp_path):
+    made = iter(["first", "second"])
+    assert record.secret(tmp_path / "keys" / "k", lambda: next(made)) == "first"
+    assert record.secret(tmp_path / "keys" / "k", lambda: next(made)) == "first"
+    assert stat.S_IMODE((tmp_path / "keys" / "k").stat().st_mode) == 0o600
+
+
+def test_own_process_is_recognised():
+    assert record.is_same_process(record.identity(os.getpid()))
+
+
+@pytest.mark.parametrize("change", [{"create_time": 1.0}, {"boot_id": "another boot"}, {"pid": None}, {"create_time": None}])
+def test_process_with_the_same_number_is_not_the_same_process(change):
+    assert not record.is_same_process({**record.identity(os.getpid()), **change})
+
+
+def test_ended_process_is_not_running_even_before_it_is_collected():
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        entry = record.identity(process.pid)
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not record.is_same_process(entry)
+    assert not record.is_same_process(entry)
+
+
+def test_no_record_is_no_process():
+    assert not record.is_same_process(None)
+    assert not record.is_same_process({})
+
+
+def test_lock_is_refused_while_held_and_free_after_its_holder_was_killed(tmp_path):
+    held = "import fcntl, os, sys, time; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", held, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        told = []
+        with pytest.raises(MoelineError, match="Another process"), record.locked(tmp_path / "lock", timeout_seconds=0.3, waiting=lambda: told.append(1)):
+            pass
+        assert told == [1]
+        holder.kill()
+        holder.wait()
+        with record.locked(tmp_path / "lock", timeout_seconds=5):
+            pass
+
+
+def test_usual_port_is_chosen_when_free_and_another_when_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        chosen = ports.choose_ports({"a": busy, "b": 0, "c": 0})
+    assert chosen["a"] != busy
+    assert len(set(chosen.values())) == 3
+    assert ports.choose_ports({"a": busy}) == {"a": busy}
+
+
+def test_port_taken_on_all_addresses_counts_as_taken():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        assert ports.choose_ports({"a": busy})["a"] != busy
+
+
+def test_two_services_wishing_the_same_port_get_two():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    chosen = ports.choose_ports({"a": port, "b": port})
+    assert chosen["a"] == port
+    assert chosen["b"] != port
