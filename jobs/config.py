@@ -33,7 +33,7 @@ class CleanConfig:
         ("*", ("gopher_quality", "gopher_repetition", "fineweb")),
     )
     allowed_licences: tuple[str, ...] = (
-        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-CMU", "MPL-2.0",
+        "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT", "MIT-CMU", "MPL-2.0",
         "PSF-2.0", "Python-2.0", "Unlicense", "ZPL-2.1", "Zlib",
     )  # fmt: skip
     allow_unknown_licence: bool = True  # a decision of the recipe, recorded per document

@@ -106,9 +106,9 @@ def test_a_writer_that_hangs_is_named(tmp_path, monkeypatch):
 
 
 def test_an_error_no_retry_can_mend_is_recorded_and_raised_by_the_launcher(data, tmp_path):
-    run = run_of(data, tmp_path / "run", learning_rate=float("inf"))
+    run = run_of(data, tmp_path / "run", learning_rate=float("inf"), keep_checkpoints=0)
     training.train_all([run], threads=1)
-    with pytest.raises(MoelineError, match="Training stopped: .*not finite"):
+    with pytest.raises(MoelineError, match=r"Training stopped: .*not finite"):
         training.result_of(run.folder)
 
 

@@ -1,0 +1,167 @@
+"""What survives: stages killed at a random moment, a day of broken files, a failing check, another recipe on the same warehouse.
+
+Real stage processes on the engines of the running platform, each scenario with a warehouse of its own. Killed runs are repeated and
+their tables compared with an undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from expectations.tables import TABLES
+from jobs.contract import StageResult
+from jobs.environment import REPO, Environment
+from jobs.services import delta, ledger, report
+
+pytestmark = pytest.mark.integration
+
+DAYS = ("2026-11-01", "2026-11-02")
+PREPARE = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
+VOLATILE = {"landed_at", "registered_at"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """About a megabyte of real code and docs over two days, the second with copies of documents of the first."""
+    from jobs import sample_data
+
+    landing = tmp_path_factory.mktemp("corpus") / "landing"
+    sample_data.write(landing, list(DAYS), target_bytes=1_500_000)
+    first = next((landing / "python-code" / DAYS[0]).glob("*.zst")).read_bytes()
+    (landing / "python-code" / DAYS[1] / "copies.jsonl.zst").write_bytes(first)
+    return landing
+
+
+@pytest.fixture
+def place(platform, corpus, tmp_path):
+    """Makes environments with their own tables on the platform's engines."""
+    import shutil
+
+    def make(name: str) -> Environment:
+        toml = tmp_path / f"{name}.toml"
+        addresses = {k: v for k, v in platform.platform.items() if k in ("spark_remote", "ray_address", "mlflow_uri")}
+        toml.write_text((REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items()))
+        home = tmp_path / name
+        shutil.copytree(corpus, home / "landing")
+        return Environment.load(str(toml), home)
+
+    make.toml = tmp_path
+    return make
+
+
+def command(env: Environment, stage: str, day: str | None, recipe: str = "smoke") -> tuple[list[str], dict[str, str]]:
+    arguments = [sys.executable, "-m", "jobs.run", stage, "--recipe", recipe, *(["--interval", day] if day else [])]
+    toml = str(env.home.parent / f"{env.name}.toml")
+    return arguments, {**os.environ, "MOELINE_HOME": str(env.home), "MOELINE_ENV": toml}
+
+
+def run(env: Environment, stage: str, day: str | None = None, recipe: str = "smoke") -> StageResult:
+    arguments, variables = command(env, stage, day, recipe)
+    done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return StageResult.from_json(done.stdout.strip().splitlines()[-1])
+
+
+def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds: float, luck: random.Random) -> bool:
+    """Start a stage and SIGKILL its process group; whether it was still running then."""
+    arguments, variables = command(env, stage, day)
+    process = subprocess.Popen(arguments, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+    deadline = time.monotonic() + luck.uniform(0.2, 0.9) * usual_seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return running
+
+
+def table_rows(env: Environment, names) -> dict[str, list]:
+    """Rows of tables in a comparable order, without what no two runs share (times, paths, versions of services)."""
+    found = {}
+    for name in names:
+        rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in delta.rows(env, name)]
+        found[name] = sorted(rows, key=lambda r: json.dumps(r, default=str, sort_keys=True))
+    return found
+
+
+def test_killed_preparation_converges_to_the_undisturbed_tables(place):
+    calm, wild = place("calm"), place("wild")
+    luck = random.Random(7)
+    seconds = {}
+    for day in DAYS:
+        for stage in PREPARE:
+            started = time.monotonic()
+            run(calm, stage, day)
+            seconds[stage] = time.monotonic() - started
+    killed = 0
+    for day in DAYS:
+        for stage in PREPARE:
+            if stage in ("ingest", "deduplicate"):
+                killed += sum(kill_at_random(wild, stage, day, seconds[stage], luck) for _ in range(2))
+            run(wild, stage, day)
+    assert killed >= 4
+    written = [n for n, t in TABLES.items() if t.partition == "interval"]
+    assert table_rows(wild, written) == table_rows(calm, written)
+    ledger.reconcile(wild)
+    outcomes = [c["x_Outcome"] for c in report.attempts(wild)]
+    # A process killed before it opened its attempt had computed nothing; every later one has its row.
+    assert 1 <= outcomes.count("killed") <= killed
+    assert outcomes.count("succeeded") == len(DAYS) * len(PREPARE)
+    assert {d["scope"] for d in table_rows(calm, ["duplicates"])["duplicates"]} >= {"exact_other_day"}
+    again = [run(wild, stage, day) for day in DAYS for stage in PREPARE]
+    assert all(r.reused for r in again), "the second time nothing is computed"
+
+
+def test_a_day_of_broken_files_is_quarantined_priced_and_leaves_other_days_alone(place):
+    env = place("bad")
+    good, bad = DAYS
+    for stage in ("ingest", "clean"):
+        run(env, stage, good)
+    before = table_rows(env, ["documents", "clean_documents"])
+    folder = env.landing / "python-code" / bad
+    text = json.dumps({"text": "def f():\n    return 1\n" * 20, "uri": "u"}) + "\n"
+    (folder / "broken.jsonl.zst").write_bytes(zstandard.compress(text.encode() * 2000)[:-40])
+    (folder / "columns.jsonl").write_text(json.dumps({"body": "no text here"}) + "\n")
+    (folder / "junk.parquet").write_bytes(random.Random(1).randbytes(5000))
+    (folder / "empty.jsonl").write_bytes(b"")
+    (folder / "long.jsonl").write_bytes(b'{"text": "' + b"x" * 50_000_000 + b'"}\n' + text.encode())
+    (folder / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    result = run(env, "ingest", bad)
+    seen = {Path(q["file"]).name for q in delta.rows(env, "quarantine")}
+    assert seen == {"broken.jsonl.zst", "columns.jsonl", "junk.parquet", "empty.jsonl", "long.jsonl", "latin.jsonl"}
+    assert all(len(q["raw"]) <= 1024 and q["error"] for q in delta.rows(env, "quarantine"))
+    assert result.metrics["quarantined"] >= 6
+    assert [w for w in result.metrics["check_warnings"] if w.startswith("quarantine")], "the check reports it"
+    run(env, "clean", bad)
+    after = table_rows(env, ["documents", "clean_documents"])
+    for name, rows in before.items():
+        assert [r for r in after[name] if r["interval"] == good] == rows
+        assert any(r["interval"] == bad for r in after[name])
+    assert all(c["BilledCost"] > 0 for c in report.attempts(env))
+
+
+def test_a_failing_check_stops_the_run_and_says_where_the_rows_are(place):
+    env = place("empty")
+    folder = env.landing / "python-docs" / "2026-11-05"
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text(json.dumps({"text": "too short", "uri": "u"}) + "\n")
+    run(env, "ingest", "2026-11-05")
+    arguments, variables = command(env, "clean", "2026-11-05")
+    done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "clean_documents: ExpectTableRowCountToBeBetween" in done.stderr
+    assert "observed 0" in done.stderr
+    assert (env.warehouse / "_refused" / "clean").is_dir()
+    assert delta.latest(env, "clean_documents") is None
+    assert [c["x_Outcome"] for c in report.attempts(env)] == ["failed", "succeeded"]
