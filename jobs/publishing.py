@@ -30,7 +30,7 @@ def stage_rows(env: Environment, module: ModuleType, output: StageOutput, tools:
     for name in module.WRITES:
         table, folder = TABLES[name], tools.staging / name
         partition = str(interval) if table.partition == "interval" else run_key
-        if hasattr(output.tables[name], "schema") and hasattr(output.tables[name], "to_pylist"):
+        if type(output.tables[name]).__module__.startswith("pyarrow"):  # a Connect DataFrame seems to have every attribute
             _stage_arrow(output.tables[name], table, folder)
         else:
             from jobs.services.spark import cast_to_table

@@ -230,7 +230,9 @@ def log_tail(client: AirflowClient, run: RunSeen, seen: TaskSeen, lines: int = 1
     logged = [line for line in text.splitlines() if line.strip() and not line.startswith(("::group::", "::endgroup::"))]
     starts = ("Starting: -m jobs.run", "Worker startup parse complete")  # after these the stage itself speaks
     begin = max((n + 1 for n, line in enumerate(logged) if line.startswith(starts)), default=0)
-    return "\n".join([line for line in logged[begin:] if line != "Task failed with exception"][-lines:])
+    spoken = [line for line in logged[begin:] if line != "Task failed with exception"]
+    repeated = next((n for n, line in enumerate(spoken) if n and line.startswith("Airflow") and "Exception: " in line), len(spoken))
+    return "\n".join(spoken[:repeated][-lines:])
 
 
 def _seconds(instance: Mapping[str, Any]) -> float | None:

@@ -85,13 +85,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
+class Linear(nn.Linear):
+    """Without bias, left for ``Transformer`` to initialise (torch's own draw would be thrown away, and is slow on meta)."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Left for ``Transformer`` to initialise."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         kv = config.n_kv_heads * config.head_dim
-        self.Wqkv = nn.Linear(config.d_model, config.d_model + 2 * kv, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.Wqkv = Linear(config.d_model, config.d_model + 2 * kv)
+        self.out_proj = Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> Tensor:
         n_heads, n_kv = self.config.n_heads, self.config.n_kv_heads
@@ -131,7 +148,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, experts_backend: str) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wte = Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, experts_backend) for _ in range(config.n_layers))
         self.norm_f = nn.LayerNorm(config.d_model, bias=False)
 
@@ -147,9 +164,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Decoder(config, experts_backend)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size)
         for parameter in self.parameters():
-            if parameter.ndim >= 2:
+            if parameter.ndim >= 2 and not parameter.is_meta:
                 nn.init.normal_(parameter, std=config.init_std)
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from jobs.environment import Environment
+from running_platform import platform  # noqa: F401 - the session's running platform, for tests with services
 
 
 @pytest.fixture(autouse=True)

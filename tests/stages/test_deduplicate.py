@@ -215,7 +215,7 @@ def test_a_bucket_of_many_copies_costs_linear_work(tools: Any) -> None:
 
 def test_windows_of_one_text_form_the_six_known_clusters(tools: Any) -> None:
     """The layout of datatrove's own test (tests/pipeline/dedup/test_minhash.py), on a text of ours and counted in words."""
-    text = random_text(500, 6).split()
+    text = random_text(500, 7).split()
     clusters = [[0, 2, 5], [62, 64], [125, 126, 127, 129, 131], [190, 191, 192, 194], [250], [310]]
     texts = {f"{ci}-{start:03d}": " ".join(text[start : start + 60]) for ci, cluster in enumerate(clusters) for start in cluster}
     found = deduplicated(tools, texts, MONDAY)

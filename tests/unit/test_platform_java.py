@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from jobs.contract import MoelineError
 from jobs.environment import REPO
 from jobs.services.java import find_java

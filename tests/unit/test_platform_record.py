@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+
 from jobs.contract import MoelineError
 from jobs.services.platform import ports, record
 
@@ -55,7 +56,7 @@ def test_no_record_is_no_process():
 
 
 def test_lock_is_refused_while_held_and_free_after_its_holder_was_killed(tmp_path):
-    held = "import fcntl, os, sys, time; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    held = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", held, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         told = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from jobs.environment import REPO
 from jobs.services import platform
 from jobs.services.platform import processes, record, supervisor
@@ -27,9 +28,12 @@ signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2], "a").write(path[-1])
 while True: s.accept()[0].close()
 """
 # Starts a child in a session of its own that ignores SIGTERM, then serves.
-SPAWN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', " + repr(
-    "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
-) + ", sys.argv[3]], start_new_session=True)\n" + SERVE
+SPAWN = (
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
+    + repr("import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)")
+    + ", sys.argv[3]], start_new_session=True)\n"
+    + SERVE
+)
 
 
 class Platform:

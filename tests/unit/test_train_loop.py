@@ -1,5 +1,6 @@
 """The trainer: resumes bit for bit, skips what is not finite, follows its schedule, learns."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_the_schedule_warms_up_holds_and_decays_to_a_tenth() -> None:
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10:70] == pytest.approx([1.0] * 60)
     assert rates[70] < 1.0 and rates[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[69:], rates[70:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[69:]))
 
 
 def test_weight_decay_shrinks_matrices_only() -> None:

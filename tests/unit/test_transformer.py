@@ -76,7 +76,8 @@ def test_attention_uses_positions(model: Transformer) -> None:
 def test_loss_is_the_mean_over_targets_inside_documents_only(model: Transformer) -> None:
     text = tokens(2, 12)
     ids = torch.tensor([[0] * 5 + [1] * 4 + [-1] * 3, [0] * 12])
-    out = model.forward_loss(text, ids)
+    with torch.no_grad():
+        out = model.forward_loss(text, ids)
     log_probs = model(text, document_ids_BT=ids).logits_BTV.detach().log_softmax(-1)
     targets = [(0, t) for t in (0, 1, 2, 3, 5, 6, 7)] + [(1, t) for t in range(11)]
     expected = -sum(float(log_probs[b, t, text[b, t + 1]]) for b, t in targets) / len(targets)
@@ -91,7 +92,8 @@ def test_loss_mask_chooses_the_targets(model: Transformer) -> None:
     mask = torch.zeros(1, 8, dtype=torch.bool)
     mask[0, [0, 3, 6]] = True  # the first token is nobody's target
     log_probs = model(text).logits_BTV.detach().log_softmax(-1)
-    out = model.forward_loss(text, ids, mask)
+    with torch.no_grad():
+        out = model.forward_loss(text, ids, mask)
     assert out.n_tokens == 2
     assert float(out.next_token_loss) == pytest.approx(-float(log_probs[0, 2, text[0, 3]] + log_probs[0, 5, text[0, 6]]) / 2, rel=1e-5)
 

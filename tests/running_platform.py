@@ -1,0 +1,63 @@
+"""The one real platform all tests with services share; tests/conftest.py offers it as the fixture ``platform``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.environment import Environment
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Environment]:
+    """The environment of a running platform with the repository's DAGs; about a minute on first use, stopped at the end.
+
+    Nothing of it may be taken for granted between tests but that it runs: tables and runs of other tests are in it too.
+    """
+    from jobs.services import platform as local
+
+    # Short, because of Unix sockets; not pytest's folder, because PostgreSQL as root steps down to another user.
+    home = Path(tempfile.mkdtemp(prefix="moeline-")).resolve()
+    env = Environment.load("local", home)
+    echo: list[str] = []
+    try:
+        with _usual_port_taken(int(env.services["mlflow_port"])):
+            local.up(env, echo=echo.append)
+        yield env
+    finally:
+        local.down(env, echo=echo.append)
+        left = still_running(home)
+        # MOELINE_TEST_KEEP: look at the logs of a failed run.
+        if not os.environ.get("MOELINE_TEST_KEEP"):
+            shutil.rmtree(home, ignore_errors=True)
+    assert not left, f"`down` left processes running: {left}"
+
+
+@contextlib.contextmanager
+def _usual_port_taken(port: int) -> Iterator[None]:
+    """Somebody else's server on a usual port: every test run proves that the platform moves aside."""
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # taken already: as good
+            other.bind(("127.0.0.1", port))
+            other.listen()
+        yield
+
+
+def still_running(home: Path) -> list[str]:
+    """Command lines of processes that work in ``home`` or name it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                command = " ".join(process.cmdline())
+                if str(home) in command or str(home) == process.cwd() or process.cwd().startswith(f"{home}/"):
+                    found.append(command)
+    return found
