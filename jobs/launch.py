@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ def run(
     conf = _conf(recipe, gauntlet_data)
     seconds: dict[str, float] = {}
     started = time.monotonic()
-    with AirflowClient(env) as client:
+    with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
         chosen = _landed_days(env, days, echo)
         seconds["sample corpus"] = time.monotonic() - started
         prepared = _prepare(env, client, chosen, conf, reprocess=False, echo=echo)
@@ -67,7 +69,7 @@ def backfill(
     if first > last:
         raise MoelineError(f"A backfill from {first} to {last} was asked for, which has no day in it. Swap --from and --to.")
     started = time.monotonic()
-    with AirflowClient(env) as client:
+    with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
         runs = _prepare(env, client, _days_between(first, last), _conf(recipe, gauntlet_data), reprocess=reprocess, echo=echo)
         summary = _summary(client, runs)
         echo(_spent(summary))
@@ -218,6 +220,23 @@ def _failure_text(client: AirflowClient, failed: Sequence[RunSeen], total: int) 
         )
     parts.append("After mending the cause run the same command again: what is done is kept, what failed is done again.")
     return "\n".join(parts)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """However the command is stopped, it leaves Airflow as Ctrl-C does."""
+
+    def stop(signal_number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

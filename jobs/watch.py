@@ -119,11 +119,16 @@ class Watch:
     def _read_progress(self, run: RunSeen, seen: TaskSeen) -> None:
         """What the stage process itself last said; nothing when it runs on another machine."""
         name = f"{run.run_id}--{seen.task_id}.json".replace("/", "_")
+        file = self.env.home / "progress" / name
         try:
-            said = json.loads((self.env.home / "progress" / name).read_text())
+            said, age = json.loads(file.read_text()), time.time() - file.stat().st_mtime
         except (OSError, ValueError):
             return
-        seen.share, seen.eta_seconds, seen.text = said.get("share"), said.get("eta"), str(said.get("text") or "")
+        if seen.seconds is None or age > seen.seconds:
+            return  # of an earlier try
+        eta = said.get("eta")
+        seen.share, seen.text = said.get("share"), str(said.get("text") or "")
+        seen.eta_seconds = None if eta is None else max(1.0, float(eta) - age)
 
     def _changed(self, run: RunSeen, seen: TaskSeen) -> None:
         if seen.state == "success" and seen.seconds is not None:

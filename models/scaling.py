@@ -30,7 +30,8 @@ class RunPoint:
 
 @dataclass(frozen=True)
 class LossLaw:
-    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token. ``form`` says which of the coefficients were free."""
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token; for the form ``power``, A / (N^alpha · D^beta) without a floor, which is
+    what losses far above any floor follow (Kaplan et al. 2020, section 3). ``form`` says which coefficients were free."""
 
     form: str
     E: float
@@ -41,6 +42,8 @@ class LossLaw:
 
     def predict(self, params: float, tokens: float) -> float:
         """Loss of a model of ``params`` parameters trained on ``tokens`` tokens."""
+        if self.form == "power":
+            return float(self.A * params**-self.alpha * tokens**-self.beta)
         return float(chinchilla_loss(params, tokens, E=self.E, A=self.A, B=self.B, alpha=self.alpha, beta=self.beta))
 
 

@@ -25,6 +25,7 @@ from jobs.environment import REPO, Environment, Resources
 from jobs.services.training import ERROR, METRICS, TrainingRun, parsed, result_of
 
 MAX_RESTARTS = 2  # worker processes that may die (out of memory, a lost node) before the attempt fails
+LOCAL_STARTS = 3
 POLL_SECONDS = 0.5
 
 # Where Ray Train spends its launch beyond starting processes. Whoever runs a cluster may set them otherwise.
@@ -93,11 +94,27 @@ def _connected(env: Environment, resources: Resources) -> Iterator[None]:
         settings = {"num_cpus": cpus, "num_gpus": int(resources.gpus), "include_dashboard": False, "object_store_memory": 128 << 20}
     import ray
 
-    ray.init(**settings, logging_level="ERROR", log_to_driver=False, configure_logging=False)
+    _init(settings, attempts=1 if address else LOCAL_STARTS)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(settings: dict[str, Any], *, attempts: int) -> None:
+    """ray.init; a local Ray gives itself 30 s to start, which a machine busy with other work can miss."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(**settings, logging_level="ERROR", log_to_driver=False, configure_logging=False)
+            return
+        except Exception as error:  # Ray raises plain Exception here, among others
+            ray.shutdown()
+            if attempt == attempts:
+                where = settings.get("address", f"this machine ({attempts} times)")
+                reason = str(error).strip().splitlines()
+                raise MoelineError(f"Ray could not be reached or started on {where}: {reason[0] if reason else type(error).__name__}") from error
 
 
 def _use_token(env: Environment) -> None:

@@ -39,8 +39,8 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
         scorer, weights_digest = _scorer(config, checkpoint, inputs["sequences"], tools)
         ours = _own_suite(config.suite, list(origins.values()))
         foundry, missing = _foundry(config.suite, getattr(tools, "gauntlet_data", None))
-        foundry, skipped = _answerable(foundry, scorer)
         kept = {b.task.label: _capped_ids(b, config.suite) for b in foundry}
+        foundry, skipped = _answerable(foundry, kept, scorer)
         contaminated = _overlaps([*ours, *foundry], scorer.encoder, inputs["sequences"])
         share = len(ours) / max(1, len(ours) + len(foundry))
         scores, responses = suite.evaluate(
@@ -150,14 +150,15 @@ def _foundry(config: SuiteConfig, folder: str | None) -> tuple[list[Benchmark], 
     return [replace(b, task=replace(b.task, category=f"gauntlet/{b.task.category}")) for b in loaded], tasks.missing_data(folder)
 
 
-def _answerable(benchmarks: list[Benchmark], scorer: Any) -> tuple[list[Benchmark], dict[str, str]]:
+def _answerable(benchmarks: list[Benchmark], kept: Mapping[str, Sequence[str]], scorer: Any) -> tuple[list[Benchmark], dict[str, str]]:
     """Benchmarks whose answers fit the model's sequences, and why the others do not (they are reported, and no average hides them)."""
     from models.gauntlet.prompts import assemble
 
     fitting, skipped = [], {}
     for benchmark in benchmarks:
         try:
-            for _ in assemble(replace(benchmark, task=replace(benchmark.task, num_fewshot=0)), scorer.encoder, scorer.max_seq_len):
+            zero_shot = replace(benchmark, task=replace(benchmark.task, num_fewshot=0))  # shots are cut to fit, answers are not
+            for _ in assemble(zero_shot, scorer.encoder, scorer.max_seq_len, keep=set(kept[benchmark.task.label]).__contains__):
                 pass
             fitting.append(benchmark)
         except ValueError as error:
@@ -184,7 +185,7 @@ def _foundry_means(scores: list[averages.Score], *, complete: bool) -> list[aver
 
 
 def _overlaps(benchmarks: list[Benchmark], encoder: Any, sequences: Any) -> dict[str, set[str]]:
-    """Items per benchmark of which 16 tokens in a row stand in a training sequence."""
+    """Items per benchmark of which overlap.WINDOW tokens in a row stand in a training sequence."""
     import pyarrow.dataset as ds
 
     from models.gauntlet.overlap import overlapping_items

@@ -1,8 +1,9 @@
 """Which benchmark items share a token n-gram with the packed training sequences: the clean/contaminated split of a score.
 
-Training holds tokens, not words, so the 13-word rule of decontaminate cannot be checked on it. A 16-token window of the item's context
-and right answer, found anywhere in training, flags the item. Items shorter than a window cannot be flagged (sums, mostly). BPE may split
-the first token of a window differently inside a document, so an overlap shows after a token or two; the windows in between are equal.
+Training holds tokens, not words, so the 13-word rule of decontaminate cannot be checked on it. A window of 24 tokens (about 13 words of
+English in a small BPE vocabulary; 16 tokens would be half a line of code, which unrelated programs share) of the item's context and right
+answer, found anywhere in training, flags the item. Items shorter than a window cannot be flagged (sums, mostly). BPE may split the first
+token of a window differently inside a document, so an overlap shows after a token or two; the windows in between are equal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-WINDOW = 16
+WINDOW = 24
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, golden ratio: a polynomial hash modulo 2**64
 _FILTER_BITS = 22
 

@@ -24,8 +24,8 @@ TASKS = ("next_line", "identifier", "docstring")
 CHOICES = 4
 CONTEXT_CHARS = 480  # with a choice it fits a sequence of 256 tokens of a small BPE
 # Several questions per document, this far apart (characters): 1 % of a small corpus is few documents, and fewer of them hold functions.
-PLACES_PER_DOCUMENT = {"next_line": 8, "identifier": 24, "docstring": 24}
-PLACES_APART = {"next_line": 200, "identifier": 120, "docstring": 60}
+PLACES_PER_DOCUMENT = {"next_line": 12, "identifier": 24, "docstring": 24}
+PLACES_APART = {"next_line": 160, "identifier": 120, "docstring": 60}
 _MAX_DOCUMENT_CHARS = 200_000
 _PYTHON_LINE = re.compile(r"^\s*(?:def \w+\(|class \w+|import \w|from [\w.]+ import |return\b|if .+:$|for .+ in .+:$|self\.\w)", re.M)
 _FUNCTION = re.compile(

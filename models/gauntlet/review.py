@@ -99,7 +99,7 @@ def judge(response: Mapping[str, Any], *, rules: Sequence[Rule], contaminated: b
 
 def _right(gap: float | None, rule: Rule | None, contaminated: bool, near: float) -> Verdict:
     if contaminated:
-        return Verdict("contaminated", gap, "right, but training text holds the same 16 tokens in a row")
+        return Verdict("contaminated", gap, "right, but training text overlaps the item")
     if rule is not None:
         return Verdict("lucky", gap, f"{rule.name} would be right too, and explains {rule.agreement:.0%} of the task's answers")
     if gap is not None and gap < near:

@@ -7,7 +7,7 @@ arithmetic: sums and differences of small whole numbers.
 from __future__ import annotations
 
 import random
-from itertools import permutations
+from itertools import product
 from typing import Any
 
 from models.gauntlet.own_data import CHOICES
@@ -32,13 +32,13 @@ def _atom(rng: random.Random) -> str:
 
 
 def _brackets(rng: random.Random, place: int) -> dict[str, Any]:
-    """3 to 5 open brackets of at least two kinds; the choices are orders of the same closing brackets, so length tells nothing."""
-    while True:
-        openings = [rng.choice("([{") for _ in range(rng.randint(3, 5))]
-        gold = "".join(_PAIRS[o] for o in reversed(openings))
-        wrong = sorted({"".join(order) for order in permutations(gold)} - {gold})
-        if len(wrong) >= CHOICES - 1:
-            break
+    """2 to 4 open brackets; all choices have as many closing brackets, so length tells nothing.
+
+    At depth 2 it is enough to know which bracket was opened last, at depth 4 all of them have to be remembered.
+    """
+    openings = [rng.choice("([{") for _ in range(rng.randint(2, 4))]
+    gold = "".join(_PAIRS[opening] for opening in reversed(openings))
+    wrong = ["".join(order) for order in product(_PAIRS.values(), repeat=len(openings)) if "".join(order) != gold]
     text = f"{rng.choice(('x', 'y', 'result', 'value', 'data'))} = "
     for opening in openings:
         text += opening + "".join(f"{_atom(rng)}, " for _ in range(rng.randint(0, 2)))

@@ -17,16 +17,16 @@ def test_planted_overlaps_are_found_and_nothing_else():
     training = [rng.integers(0, 50, (200, 64)).astype(np.int32) for _ in range(3)]
     items = {f"clean{i}": rng.integers(0, 50, 40).tolist() for i in range(200)}
     items["whole"] = training[1][7, 10:60].tolist()
-    items["exactly one window"] = [*rng.integers(0, 50, 5).tolist(), *training[2][199, 48:64].tolist(), 1, 2, 3]
+    items["exactly one window"] = [*rng.integers(0, 50, 5).tolist(), *training[2][199, 64 - WINDOW :].tolist(), 1, 2, 3]
     items["one token short"] = training[0][0, : WINDOW - 1].tolist()
-    items["across two rows"] = [*training[0][0, -8:].tolist(), *training[0][1, :8].tolist()]
+    items["across two rows"] = [*training[0][0, -WINDOW // 2 :].tolist(), *training[0][1, : WINDOW // 2].tolist()]
     found = overlapping_items(items, iter(training))
     assert found == brute_force(items, training) == {"whole", "exactly one window"}
 
 
 def test_repetitive_text_is_compared_exactly():
     training = [np.array([[1, 2] * 32, [3] * 64], dtype=np.int32)]
-    items = {"same": [1, 2] * 10, "shifted": [2, 1] * 10, "other": [1, 3] * 10, "constant": [3] * WINDOW, "short": [3] * (WINDOW - 1), "empty": []}
+    items = {"same": [1, 2] * 15, "shifted": [2, 1] * 15, "other": [1, 3] * 15, "constant": [3] * WINDOW, "short": [3] * (WINDOW - 1), "empty": []}
     assert overlapping_items(items, training) == brute_force(items, training) == {"same", "shifted", "constant"}
 
 

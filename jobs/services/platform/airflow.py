@@ -102,6 +102,7 @@ def services(env: Environment, *, port: int, needs: tuple[str, ...], stamp_folde
                 log=str(logs / f"{name}.log"),
                 needs=needs,
                 health={"airflow": health_page, "component": component},
+                stop_seconds=5.0,
             )
         )
     return found

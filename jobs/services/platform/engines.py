@@ -16,6 +16,7 @@ from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
 from jobs.services.java import Java
 from jobs.services.platform.ports import LOOPBACK
+from jobs.services.platform.ray_head import ADDRESS_FILE
 from jobs.services.platform.record import secret, write_private
 from jobs.services.platform.service import Service
 
@@ -92,10 +93,10 @@ def ray_head(env: Environment, *, port: int, runtime_folder: Path, common: dict[
         "--include-log-monitor", "false", "--node-ip-address", LOOPBACK, "--port", str(port), "--num-cpus", str(env.services.get("ray_cpus", 2)),
         "--object-store-memory", str(_OBJECT_STORE_BYTES), "--temp-dir", str(folder), *any_port, *agents,
     )  # fmt: skip
-    variables = {**common, **ray_environment(env), "RAY_START_HOOK": "jobs.services.platform.ray_head.without_client_server"}
+    variables = {**common, **ray_environment(env), "RAY_START_HOOK": "jobs.services.platform.ray_head.prepare"}
     return Service(
         name="ray-head", argv=command, env=variables, cwd=str(env.home), log=str(env.home / "logs" / "ray-head.log"), port=port,
-        health={"unix": str(folder / "session_latest" / "sockets" / "raylet")}, stop_after=("airflow-scheduler",),
+        health={"unix": str(folder / "session_latest" / "sockets" / "raylet"), "exists": str(folder / ADDRESS_FILE)}, stop_after=("airflow-scheduler",),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import datetime as dt
 import http.client
 import json
+import os
 import signal
 import socket
 import struct
@@ -26,7 +27,7 @@ class Service:
 
     ``argv`` never holds secrets: they are in files or in ``env``. ``needs`` names services that must be healthy (steps: done)
     first. ``health`` is one of {"tcp": [host, port]}, {"unix": path}, {"postgres": socket path}, {"http": url} and
-    {"airflow": url of its health page, "component": name}. ``stop_after`` names services that must have ended before this
+    {"airflow": url of its health page, "component": name}, and may add {"exists": file}. ``stop_after`` names services that must have ended before this
     one is asked to stop.
     """
 
@@ -62,6 +63,8 @@ def probe(health: Mapping[str, Any], started_at: float) -> bool | None:
     ``started_at``: seconds since the epoch; an older heartbeat was that of its predecessor.
     """
     try:
+        if "exists" in health and not os.path.exists(health["exists"]):
+            return False
         if "tcp" in health:
             socket.create_connection(tuple(health["tcp"]), timeout=_PROBE_SECONDS).close()
             return True

@@ -33,6 +33,8 @@ _FIRST_STARTS = 3  # a service that ends this often without ever having been wel
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _STABLE_SECONDS = 60.0  # well for so long: an exit is a new problem, not the old one
 _HUNG_SECONDS = 120.0  # running but not answering for so long: restarted
+_SLOW_SECONDS = 10.0  # running but not answering for so long: reported as unhealthy (a busy machine answers late)
+_LAST_WORDS_SECONDS = 20.0
 _LARGEST_LOG_BYTES = 20_000_000
 
 
@@ -53,7 +55,8 @@ class Supervised:
     failures: int = 0
     restarts: int = 0
     exit_code: int | None = None
-    stop_deadline: float | None = None
+    stop_stage: int = 0
+    stop_deadline: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -145,8 +148,9 @@ class Supervisor:
             self._set(one, "healthy")
         elif answer is False and one.state != "starting":
             one.failing_since = one.failing_since or now
-            one.healthy_since = None
-            self._set(one, "unhealthy")
+            if now - one.failing_since > _SLOW_SECONDS:
+                one.healthy_since = None
+                self._set(one, "unhealthy")
             if now - one.failing_since > _HUNG_SECONDS:
                 print(f"{one.service.name}: no answer for {_HUNG_SECONDS:.0f} s, restarting it", flush=True)
                 self._kill(one)
@@ -207,22 +211,33 @@ class Supervisor:
 
     # -- all of it ----------------------------------------------------------------------------------------------------
 
+    def _press_to_stop(self, one: Supervised) -> None:
+        """Ask the service; later ask all it started too (a scheduler waits for its tasks, and they write their cost on the way out); then kill."""
+        now = time.time()
+        if one.pid is None or now < one.stop_deadline:
+            return
+        if one.stop_stage == 0:
+            self._set(one, "stopping")
+            send(one.pid, one.service.stop_signal)
+            one.stop_deadline = now + one.service.stop_seconds
+        elif one.stop_stage == 1 and (below := descendants(one.pid)):
+            for process in below:
+                send(process.pid, signal.SIGTERM)
+            one.stop_deadline = now + _LAST_WORDS_SECONDS
+        else:
+            print(f"{one.service.name}: does not stop, ending it", flush=True)
+            self._kill(one)
+            one.stop_deadline = now + 5.0
+        one.stop_stage += 1
+
     def _stop_all(self) -> None:
         """Ask each service to stop once those that use it have; end what does not, and whatever is left below us."""
         self.stopping = True
         while any(one.pid is not None for one in self.all.values()):
             for one in self.all.values():
-                if one.pid is None:
-                    continue
                 users = (self.all[name] for name in one.service.stop_after if name in self.all)
-                if one.stop_deadline is None and all(user.pid is None for user in users):
-                    one.stop_deadline = time.time() + one.service.stop_seconds
-                    self._set(one, "stopping")
-                    send(one.pid, one.service.stop_signal)
-                elif one.stop_deadline is not None and time.time() > one.stop_deadline:
-                    print(f"{one.service.name}: did not stop in {one.service.stop_seconds:.0f} s, ending it", flush=True)
-                    self._kill(one)
-                    one.stop_deadline = time.time() + 5.0
+                if one.pid is not None and all(user.pid is None for user in users):
+                    self._press_to_stop(one)
             self._collect()
             time.sleep(0.05)
         end(descendants(os.getpid()), grace_seconds=5.0)
