@@ -216,7 +216,7 @@ RESPONSES = Table(
     (
         RUN_KEY, C("benchmark", "string", "task label"), C("category", "string", "category"), C("item_id", "string", "item"), C("kind", "string", "task format"),
         C("prompt_hash", "string", "sha256 (first 16) of the prompt tokens"), C("n_prompt_tokens", "int32", "tokens of the context"),
-        C("choices", "list<string>", "continuations"), C("sum_logprobs", "list<float64>", "per choice, nats"), C("mean_logprobs", "list<float64>", "per choice and token, nats"),
+        C("choices", "list<string>", "continuations"), C("sum_logprobs", "list<float64>", "per choice, nats"), C("mean_logprobs", "list<float64>", "per choice and token, nats; what decides (pmi metrics: minus that without context)"),
         C("output", "string", "generated text or chosen continuation"), C("prediction", "int32", "index chosen, -1 if none"), C("gold", "int32", "right index, -1 if none"),
         C("correct", "bool", "right"), C("truncated", "bool", "context was cut on the left"), C("weights_digest", "string", "sha256 of the weights, first 16"),
         C("item", "string", "JSON row: prompt parts"),

@@ -110,6 +110,7 @@ class Watch:
             before = (seen.state, seen.try_number)
             seen.state, seen.try_number = instance["state"] or "none", instance["try_number"] or 0
             seen.seconds = _seconds(instance)
+            seen.share = seen.eta_seconds = None
             if seen.state == "running":
                 self._read_progress(run, seen)
             if (seen.state, seen.try_number) != before:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from jobs.environment import Environment
 from running_platform import platform  # noqa: F401 - the session's running platform, for tests with services
+from whole_job import whole_job  # noqa: F401 - the whole job, run once on that platform
+
+from jobs.environment import Environment
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment, Resources
+from jobs.services import platform
 from jobs.services.training import ERROR, METRICS, TrainingRun, parsed, result_of
 
 MAX_RESTARTS = 2  # worker processes that may die (out of memory, a lost node) before the attempt fails
@@ -84,12 +85,13 @@ def _connected(env: Environment, resources: Resources) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if address:
         _require_answer(address)
-        _use_token(env)
+        os.environ.update(platform.client_environment(env))  # the head's token; must be set before ray is imported
         settings: dict[str, Any] = {"address": address}
     else:
         # A fresh token of this process: without one Ray would write its own into the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray listens on all interfaces unless clusters are switched off
         cpus = max(1, int(env.services.get("ray_cpus", os.cpu_count() or 1)))
         settings = {"num_cpus": cpus, "num_gpus": int(resources.gpus), "include_dashboard": False, "object_store_memory": 128 << 20}
     import ray
@@ -115,13 +117,6 @@ def _init(settings: dict[str, Any], *, attempts: int) -> None:
                 where = settings.get("address", f"this machine ({attempts} times)")
                 reason = str(error).strip().splitlines()
                 raise MoelineError(f"Ray could not be reached or started on {where}: {reason[0] if reason else type(error).__name__}") from error
-
-
-def _use_token(env: Environment) -> None:
-    """The platform's head asks for its token (RAY_AUTH_MODE must be set before ray is imported)."""
-    if path := env.platform.get("ray_token_file"):
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(path))
-        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win over the file
 
 
 def _require_answer(address: str) -> None:

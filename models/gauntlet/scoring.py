@@ -2,6 +2,8 @@
 
 multiple choice and schema: lowest perplexity, i.e. highest mean log-probability per token, ties to the lowest index. language modeling:
 the teacher-forced argmax equals every token of the continuation. generation: greedy; the normalised output starts with an answer.
+Our own tasks (not Foundry's) subtract what an option scores without its context: pointwise mutual information (Holtzman et al. 2021,
+"Surface form competition"), because lines and sentences differ far more in how common they are than in how well they fit.
 
 Speed changes no score: a context is computed once and its choices continue from its cached keys and values, batches hold contexts of like
 length, and only the positions that predict a continuation meet the vocabulary. Batches are formed from a sorted list of distinct
@@ -28,6 +30,7 @@ _LOGITS_AT_ONCE = 1 << 24  # float32 logits held at a time (64 MiB)
 class Response:
     """One answer. Log-probabilities in nats, one per option: summed over the option's tokens, and per token.
 
+    ``mean_logprobs`` is what decides: where the task has an ``unconditional_context``, that of the option after it is subtracted.
     ``prediction`` is the option chosen (language modeling, generation: 0 right, -1 not). ``gold`` is -1 for generation.
     """
 
@@ -57,6 +60,7 @@ class ContinuationScore:
 
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # (context, continuation) token ids
+_Group = tuple[tuple[int, ...], list[tuple[int, ...]]]  # a context and continuations of it
 
 
 class Scorer:
@@ -76,27 +80,36 @@ class Scorer:
         """Log-probability and greedy tokens of every distinct continuation after its context."""
         import torch
 
-        shared: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for context, continuation in sorted(set(pairs), key=lambda pair: (len(pair[0]), pair)):
-            shared.setdefault(context, []).append(continuation)
+        groups = self._groups(pairs)
         results: dict[Pair, ContinuationScore] = {}
         done = 0
         with torch.inference_mode():
-            for batch in self._batches(shared):
+            for batch in self._batches(groups):
                 single = self.cache_type is None or all(len(continuations) == 1 for _, continuations in batch)
                 rows = [(context, continuation) for context, continuations in batch for continuation in continuations]
                 hidden, targets = self._whole(rows) if single else self._from_prefix(batch)
                 results.update(zip(rows, self._project(hidden, targets, [len(c) for _, c in rows]), strict=True))
                 done += len(batch)
                 if progress is not None:
-                    progress(done, len(shared))
+                    progress(done, len(groups))
         return results
 
-    def _batches(self, shared: dict[tuple[int, ...], list[tuple[int, ...]]]) -> Iterator[list[tuple[tuple[int, ...], list[tuple[int, ...]]]]]:
-        """Neighbours in length whose padded positions stay within ``batch_tokens``; always at least one context."""
-        batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
+    def _groups(self, pairs: Iterable[Pair]) -> list[_Group]:
+        """Distinct contexts by length, each with its continuations; a context with very many stands several times."""
+        groups: list[_Group] = []
+        for context, continuation in sorted(set(pairs), key=lambda pair: (len(pair[0]), pair[0], len(pair[1]), pair[1])):
+            positions = len(context) + len(continuation)  # of the longest so far
+            if groups and groups[-1][0] == context and positions * (len(groups[-1][1]) + 1) <= self.batch_tokens:
+                groups[-1][1].append(continuation)
+            else:
+                groups.append((context, [continuation]))
+        return groups
+
+    def _batches(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:
+        """Neighbours in length whose padded positions stay within ``batch_tokens``; always at least one group."""
+        batch: list[_Group] = []
         n_rows = longest = 0
-        for context, continuations in shared.items():
+        for context, continuations in groups:
             alone = self.cache_type is None or len(continuations) == 1
             if batch and alone != (self.cache_type is None or len(batch[0][1]) == 1):
                 yield batch
@@ -134,7 +147,7 @@ class Scorer:
 
         return torch.tensor([token for _, continuation in rows for token in continuation], device=self.device)
 
-    def _from_prefix(self, batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> tuple[Any, Any]:
+    def _from_prefix(self, batch: list[_Group]) -> tuple[Any, Any]:
         """As ``_whole``, with every context computed once: its last state predicts all first tokens, its cache is continued."""
         import torch
 
@@ -234,10 +247,11 @@ def prompt_hash(request: Request) -> str:
     return hashlib.sha256(repr((request.contexts, request.continuations)).encode()).hexdigest()[:16]
 
 
-def _respond(request: Request, scores: dict[Pair, ContinuationScore], encoder: Encoder) -> Response:
+def _respond(request: Request, scores: dict[Pair, ContinuationScore], encoder: Encoder, unconditional: tuple[int, ...] = ()) -> Response:
     answered = [scores[pair] for pair in zip(request.contexts, request.continuations, strict=True)]
     sums = tuple(s.sum_logprob for s in answered)
-    means = tuple(s.sum_logprob / s.n_tokens for s in answered)
+    without = [scores[unconditional, c].sum_logprob if unconditional else 0.0 for c in request.continuations]
+    means = tuple((s.sum_logprob - prior) / s.n_tokens for s, prior in zip(answered, without, strict=True))
     if not all(map(math.isfinite, sums)):
         raise ValueError(f"Item {request.item_id}: a log-probability is {sums}, not a number. The weights are broken (or training diverged).")
     if request.kind == LANGUAGE_MODELING:
@@ -271,5 +285,8 @@ def score(
         rights = [generation_is_right(task, output, r.answers) for r, output in zip(requests, outputs, strict=True)]
         return [_response(r, (), (), o, 0 if ok else -1, ok) for r, o, ok in zip(requests, outputs, rights, strict=True)]
     pairs = [pair for r in requests for pair in zip(r.contexts, r.continuations, strict=True)]
+    unconditional = tuple(scorer.encoder.encode(task.unconditional_context, False)) if task.unconditional_context else ()
+    if unconditional:
+        pairs += [(unconditional, continuation) for r in requests for continuation in r.continuations]
     scores = scorer.continuation_scores(pairs, progress)
-    return [_respond(r, scores, scorer.encoder) for r in requests]
+    return [_respond(r, scores, scorer.encoder, unconditional) for r in requests]

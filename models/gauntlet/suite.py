@@ -25,10 +25,11 @@ MIN_ITEMS = 20  # below this a standard error says nothing (0.1 at an accuracy o
 
 
 def task(label: str) -> Task:
-    """Our tasks: zero-shot multiple choice whose options carry their own white space, so nothing is stripped, added or delimited."""
+    """Our tasks: zero-shot multiple choice by mutual information; options carry their own white space, so nothing is stripped or added."""
     return Task(
-        label=label, kind=MULTIPLE_CHOICE, category=CATEGORIES[label], continuation_delimiter="", strip_dataset=False, prefix_space=False, random_baseline=0.25
-    )
+        label=label, kind=MULTIPLE_CHOICE, category=CATEGORIES[label], continuation_delimiter="", strip_dataset=False, prefix_space=False,
+        random_baseline=1 / own_data.CHOICES, unconditional_context="\n",
+    )  # fmt: skip
 
 
 def capped(items: Sequence[Item], limit: int, seed: int) -> tuple[Item, ...]:

@@ -51,6 +51,8 @@ class Task:
 
     ``random_baseline`` is what the gauntlet subtracts (Mosaic's number, kept beside the measured best constant).
     ``prefix_space`` and ``strip_dataset`` are False for our own tasks, whose continuations carry their own white space.
+    ``unconditional_context``, where it is not empty (never in Foundry's tasks): options are compared by how much more likely they are after
+    their context than after this text.
     """
 
     label: str
@@ -69,6 +71,7 @@ class Task:
     fewshot_seed: int = 1234
     strip_dataset: bool = True
     prefix_space: bool = True
+    unconditional_context: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in METRICS:
@@ -78,7 +81,7 @@ class Task:
 
     @property
     def metric(self) -> str:
-        return METRICS[self.kind]
+        return "mean_token_pmi_argmax" if self.unconditional_context else METRICS[self.kind]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
+import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import psutil
 import pytest
 import training_parts as parts
 
-from jobs.environment import REPO
+from jobs.environment import REPO, Environment
 from jobs.services import training
+from jobs.services.platform import engines
 
 pytestmark = pytest.mark.integration
 STEPS = 400
@@ -33,33 +34,24 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """(address, token file) of a Ray head of our own, with a token, ended with everything it started."""
+    """The Ray head as the platform starts it: (platform.json's addresses, its token file); ended with everything it started."""
     folder = tmp_path_factory.mktemp("ray")
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    port = free_port()
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": f"/tmp/r{os.getpid()}"}  # noqa: S108 - socket paths must be short
-    Path(settings["RAY_TMPDIR"]).mkdir()
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
-        "--node-ip-address=127.0.0.1", f"--ray-client-server-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-        f"--temp-dir={settings['RAY_TMPDIR']}", "--object-store-memory=100000000",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT)
-    deadline = time.time() + 120
-    while True:
+    runtime = Path(tempfile.mkdtemp(prefix="r"))  # socket paths must be short
+    env = Environment.load("local", folder)
+    service = engines.ray_head(env, port=free_port(), runtime_folder=runtime, common={})
+    process = subprocess.Popen(
+        service.argv, env={**os.environ, **service.env, "PYTHONPATH": str(REPO)}, cwd=folder, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT
+    )
+    deadline = time.time() + TIMEOUT
+    while not Path(service.health["exists"]).exists():
         assert process.poll() is None and time.time() < deadline, (folder / "log").read_text()[-2000:]
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
         time.sleep(0.5)
-    yield f"127.0.0.1:{port}", token
-    family = [process, *(psutil.Process(process.pid).children(recursive=True) if process.poll() is None else [])]
-    for member in family:
+    yield {"ray_address": f"127.0.0.1:{service.port}"}, folder / "ray" / "token"
+    for member in [*psutil.Process(process.pid).children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             member.kill()
     process.wait(timeout=30)
-    subprocess.run(["rm", "-rf", settings["RAY_TMPDIR"]], check=True)
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +62,10 @@ def table(tmp_path_factory):
 
 
 def home_of(folder: Path, head) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "platform.json").write_text(json.dumps({"addresses": {"ray_address": head[0], "ray_token_file": str(head[1])}}))
+    addresses, token = head
+    (folder / "ray").mkdir(parents=True)
+    shutil.copy(token, folder / "ray" / "token")
+    (folder / "platform.json").write_text(json.dumps({"addresses": addresses}))
     return folder
 
 

@@ -39,12 +39,14 @@ def brute_jaccard(left: str, right: str) -> float:
 
 
 def documents_of(spark: Any, texts: Mapping[str, str], interval: str, partitions: int = 2) -> Any:
+    from jobs.services.spark import rows_schema
+
     rows = [
         {"doc_id": doc_id, "interval": interval, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text, "n_bytes": len(text.encode()), "scores": "{}"}
         for doc_id, text in texts.items()
     ]  # fmt: skip
     schema = pa.schema([(c.name, {"int64": pa.int64()}.get(c.type, pa.string())) for c in TABLES["clean_documents"].columns])
-    return spark.createDataFrame(pa.Table.from_pylist(rows, schema)).repartition(partitions)
+    return spark.createDataFrame(pa.Table.from_pylist(rows, schema), rows_schema(TABLES["clean_documents"])).repartition(partitions)
 
 
 def deduplicated(tools: Any, texts: Mapping[str, str], interval: str, others: Mapping[str, Any] | None = None, partitions: int = 2) -> Any:

@@ -33,16 +33,13 @@ def own_benchmark(n: int) -> Benchmark:
 
 def one_by_one(benchmark: Benchmark) -> list[list[float]]:
     """Log-probabilities in the most direct way: one forward pass per option, softmax over everything, no padding, no cache."""
-    found = []
-    for request in assemble(benchmark, encoder(), 256):
-        sums = []
-        for context, continuation in zip(request.contexts, request.continuations, strict=True):
-            tokens = torch.tensor([[*context, *continuation]])
-            with torch.inference_mode():
-                logprobs = model()(tokens).logits_BTV[0].double().log_softmax(-1)
-            sums.append(sum(logprobs[len(context) - 1 + i, token].item() for i, token in enumerate(continuation)))
-        found.append(sums)
-    return found
+    return [[logprob_of(*pair) for pair in zip(r.contexts, r.continuations, strict=True)] for r in assemble(benchmark, encoder(), 256)]
+
+
+def logprob_of(context, continuation) -> float:
+    with torch.inference_mode():
+        logprobs = model()(torch.tensor([[*context, *continuation]])).logits_BTV[0].double().log_softmax(-1)
+    return sum(logprobs[len(context) - 1 + i, token].item() for i, token in enumerate(continuation))
 
 
 @pytest.mark.parametrize("shared_prefix", [True, False])
@@ -53,7 +50,8 @@ def test_log_probabilities_are_those_of_one_forward_pass_per_option(shared_prefi
     for response, sums in zip(got, expected, strict=True):
         assert response.sum_logprobs == pytest.approx(sums, abs=2e-4)
         lengths = [len(encoder().encode(c, False)) for c in response.choices]
-        assert response.mean_logprobs == pytest.approx([s / n for s, n in zip(sums, lengths, strict=True)], abs=2e-5)
+        alone = [logprob_of(encoder().encode("\n", False), encoder().encode(c, False)) for c in response.choices]
+        assert response.mean_logprobs == pytest.approx([(s - prior) / n for s, prior, n in zip(sums, alone, lengths, strict=True)], abs=2e-5)
         assert response.prediction == max(range(4), key=lambda i: response.mean_logprobs[i]) and response.output == response.choices[response.prediction]
     assert len({r.prediction for r in got}) > 1
 
@@ -98,11 +96,8 @@ def test_greedy_generation_is_the_same_with_and_without_a_cache_and_stops():
     cached = scorer().generate(contexts, 8, ())
     assert cached == scorer(shared_prefix=False, batch_tokens=50).generate(contexts, 8, ())
     stop = cached[0][:3]
-    assert (
-        stop.strip()
-        and scorer().generate(contexts[:1], 8, (stop,))[0].startswith(stop)
-        and len(scorer().generate(contexts[:1], 8, (stop,))[0]) < len(cached[0])
-    )
+    stopped = scorer().generate(contexts[:1], 8, (stop,))[0]
+    assert stop and stopped.startswith(stop) and len(stopped) < len(cached[0])
 
 
 def test_ties_go_to_the_lowest_index():

@@ -27,13 +27,13 @@ s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen()
 signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[2], "a").write(path[-1]), sys.exit(0)))
 while True: s.accept()[0].close()
 """
-# Starts a child in a session of its own that ignores SIGTERM, then serves.
-SPAWN = (
-    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
-    + repr("import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)")
-    + ", sys.argv[3]], start_new_session=True)\n"
-    + SERVE
-)
+CHILD = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + CHILD
+
+
+def spawn(child: str) -> str:
+    """Code of a service that starts a child in a session of its own, then serves."""
+    return f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[3]], start_new_session=True)\n{SERVE}"
 
 
 class Platform:
@@ -126,7 +126,7 @@ def test_failed_step_is_not_repeated(running):
 
 def test_down_stops_users_before_what_they_use_and_leaves_no_process(running):
     child = running.home / "child"
-    running.start(running.service("1", stop_after=("2",)), running.service("2", SPAWN, str(child), needs=("1",)))
+    running.start(running.service("1", stop_after=("2",)), running.service("2", spawn(CHILD), str(child), needs=("1",)))
     running.wait("2", "healthy")
     stubborn = psutil.Process(int(wait_for_file(child)))
     own = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True), stubborn]
@@ -141,7 +141,7 @@ def test_down_stops_users_before_what_they_use_and_leaves_no_process(running):
 @pytest.mark.skipif(sys.platform != "linux", reason="adopting orphans needs Linux")
 def test_what_a_dead_service_left_running_is_ended_before_its_successor_starts(running):
     child = running.home / "child"
-    running.start(running.service("a", SPAWN, str(child)))
+    running.start(running.service("a", spawn(CHILD), str(child)))
     entry = running.wait("a", "healthy")
     stubborn = psutil.Process(int(wait_for_file(child)))
     child.write_text("")
@@ -153,7 +153,7 @@ def test_what_a_dead_service_left_running_is_ended_before_its_successor_starts(r
 @pytest.mark.skipif(sys.platform != "linux", reason="dying with the parent needs Linux")
 def test_killed_supervisor_takes_its_services_along_and_leftovers_go_at_the_next_down(running):
     child = running.home / "child"
-    running.start(running.service("a", SPAWN, str(child)))
+    running.start(running.service("a", spawn(STUBBORN), str(child)))
     entry = running.wait("a", "healthy")
     stubborn = psutil.Process(int(wait_for_file(child)))
     running.process.kill()
@@ -199,3 +199,10 @@ def test_status_and_down_without_a_platform_say_so(env):
     assert "moeline up" in platform.render_status(platform.status(env))
     platform.down(env, echo=said.append)
     assert said == ["The platform was not running."]
+
+
+def test_a_service_that_is_starting_is_on_record(running):
+    """Whoever is killed now must find it again."""
+    running.start(running.service("a", "import time; time.sleep(60)"))
+    entry = running.wait("a", "starting")
+    assert record.is_same_process(entry)

@@ -1,6 +1,6 @@
 // The page: reads the API once, keeps what is selected, and draws the cards. Charts are in charts.js, elements in dom.js.
 
-import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, Z95 } from "./charts.js";
+import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, segments, Z95 } from "./charts.js";
 import { count, el, hideTip, isNumber, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
 
 const query = new URLSearchParams(location.search);
@@ -46,7 +46,7 @@ async function select() {
     if (state.selected) state.note = `This run recomputed nothing: it found the model of run ${state.selected.run_id} recorded.`;
     else {
       const own = await getJson(`api/dag-run?run=${encodeURIComponent(asked)}`);
-      const spent = Object.entries(own.cost_by_stage).map(([stage, cost]) => `${stage} ${usd(cost)}`).join(", ");
+      const spent = segments(own).map(([stage, cost]) => `${stage} ${usd(cost)}`).join(", ");
       state.otherChecks = own.checks;
       state.note = `Run ${asked} has built no model (yet). It has cost ${isNumber(own.cost_usd) ? `${usd(own.cost_usd)} (${spent})` : "nothing"}; its own checks are below, the charts show all model builds.`;
     }
@@ -233,7 +233,7 @@ function checksCard(checks, about) {
   }));
   const controls = [toggle(`Failed only (${failed.length})`, state.onlyFailed, switchTo({ onlyFailed: !state.onlyFailed }))];
   return card("Data-quality checks", `${checks.length} checks ${about}, failing ones first.`, controls, rows.length
-    ? table(["Result", "Stage", "Day", "Table", "Rule", "Observed", "Rows", "Where the rows are"], rows)
+    ? table(["Result", "Stage", "Day", "Table", "Rule", "Observed", "Rows", "Where the rows are"], rows, "checks")
     : el("p", { class: "empty" }, checks.length ? "None failed." : "No check is recorded."),
     shown.length < (state.onlyFailed ? failed : sorted).length && el("p", { class: "empty" }, "Only the first 300 are shown; all are in the table checks."));
 }

@@ -23,8 +23,8 @@ from jobs.services.platform.record import boot_id, is_same_process, locked, read
 
 __all__ = ["client_environment", "down", "render_status", "status", "up"]
 
-_UP_SECONDS = 300.0
-_DOWN_SECONDS = 60.0
+_UP_SECONDS = 600.0  # a quiet machine needs less than a tenth of it
+_DOWN_SECONDS = 90.0
 _LOG_TAIL_LINES = 15
 
 
@@ -191,7 +191,7 @@ def _reap(home: Path, record: dict[str, Any]) -> int:
     sessions = [entry["pid"] for entry in record.get("services", {}).values() if entry.get("pid") and entry.get("boot_id") == boot_id()]
     found = leftovers(home, sessions)
     if found:
-        end(found, grace_seconds=10.0)
+        end(found, grace_seconds=5.0)
     if record.get("addresses") or any(entry.get("pid") for entry in record.get("services", {}).values()):
         services = {name: {**entry, "pid": None, "state": "stopped"} for name, entry in record["services"].items() if not entry.get("once")}
         write_record(home, {"supervisor": None, "services": services, "addresses": {}})

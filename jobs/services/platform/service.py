@@ -42,7 +42,7 @@ class Service:
     port: int | None = None
     url: str | None = None
     health: Mapping[str, Any] = field(default_factory=dict)
-    start_seconds: float = 180.0
+    start_seconds: float = 300.0
     stop_signal: int = signal.SIGTERM
     stop_seconds: float = 15.0
     stop_after: tuple[str, ...] = ()
@@ -65,13 +65,8 @@ def probe(health: Mapping[str, Any], started_at: float) -> bool | None:
     try:
         if "exists" in health and not os.path.exists(health["exists"]):
             return False
-        if "tcp" in health:
-            socket.create_connection(tuple(health["tcp"]), timeout=_PROBE_SECONDS).close()
-            return True
-        if "unix" in health:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(_PROBE_SECONDS)
-                connection.connect(health["unix"])
+        if "tcp" in health or "unix" in health:
+            _connect(health)
             return True
         if "postgres" in health:
             return _postgres_answers(health["postgres"])
@@ -81,6 +76,13 @@ def probe(health: Mapping[str, Any], started_at: float) -> bool | None:
         return 200 <= status < 300
     except (OSError, http.client.HTTPException, ValueError):
         return None if "airflow" in health else False
+
+
+def _connect(health: Mapping[str, Any]) -> None:
+    family, address = (socket.AF_INET, tuple(health["tcp"])) if "tcp" in health else (socket.AF_UNIX, health["unix"])
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PROBE_SECONDS)
+        connection.connect(address)
 
 
 def _get(url: str) -> tuple[int, bytes]:

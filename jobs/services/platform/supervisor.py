@@ -129,7 +129,7 @@ class Supervisor:
             print(f"{service.name}: cannot be started: {error}", flush=True)
             self._ended(one, 127)
             return
-        one.pid, one.started_at, one.state, one.exit_code = process.pid, time.time(), "starting", None
+        one.pid, one.started_at, one.exit_code = process.pid, time.time(), None
         with contextlib.suppress(psutil.Error):
             one.create_time = psutil.Process(process.pid).create_time()
         process.returncode = 0  # children are collected in one place, below; without this Popen would complain that this one still runs
@@ -194,9 +194,8 @@ class Supervisor:
     def _end_orphans(self) -> None:
         """What a dead service left running (a scheduler's tasks, say): its successor would start the same work beside it."""
         services = {one.pid for one in self.all.values()}
-        for child in psutil.Process().children():
-            if child.pid not in services:
-                end([*descendants(child.pid), child], grace_seconds=5.0)
+        orphans = [child for child in psutil.Process().children() if child.pid not in services]
+        end([process for orphan in orphans for process in (*descendants(orphan.pid), orphan)], grace_seconds=5.0)
 
     def _kill(self, one: Supervised) -> None:
         if one.pid is not None:

@@ -1,0 +1,91 @@
+"""The page where a person finds it: in Airflow's navigation and on a run's tab, for those signed in, with the numbers of a real job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from airflow_pages import NAV_PAGE, open_in_airflow, run_tab, sign_in
+from whole_job import WholeJob
+
+from jobs.services import report
+from jobs.services.airflow import AirflowClient
+
+pytestmark = pytest.mark.integration
+
+ROUTES = ("page", "static/page.js", "static/page.css", "static/icon.svg", "api/runs", "api/dag-run?run=x")
+
+
+def asked(job: WholeJob, route: str, **headers: str) -> httpx.Response:
+    return httpx.get(f"{job.env.platform['airflow_url']}/costs/{route}", headers=headers, trust_env=False, timeout=60)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_nobody_signed_out_gets_anything(whole_job: WholeJob, route: str) -> None:
+    assert asked(whole_job, route).status_code == 401
+    assert asked(whole_job, route, Authorization="Bearer x.y.z", Cookie="_token=x.y.z").status_code in (401, 403)
+
+
+def test_no_route_was_forgotten(whole_job: WholeJob, page_server: str) -> None:
+    import cost_vs_accuracy as plugin
+
+    routes = {route.path.strip("/").partition("{")[0] for route in plugin.app.routes}
+    assert routes == {"page", "static/", "api/runs", "api/dag-run"}
+    assert all(any(asked_for.startswith(route) for asked_for in ROUTES) for route in routes)
+
+
+def test_it_is_in_the_navigation_and_shows_what_the_tables_say(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, NAV_PAGE)
+    runs = report.runs(whole_job.env)
+    assert frame.locator("#all-runs-as-a-table tbody tr").count() == len(runs)
+    run = next(r for r in runs if r["run_id"] == whole_job.build_run_id)
+    words = frame.locator(f'#runs g.point[data-run="{run["run_id"]}"]').get_attribute("aria-label")
+    assert f"Accuracy: {100 * run['accuracy']:.1f} % ± {196 * run['accuracy_stderr']:.1f} % (95 %)" in words
+    assert f"Cost: ${run['cost_usd']:.4f}, wasted ${run['wasted_usd']:.4f}" in words
+
+
+def test_a_runs_tab_is_about_that_run(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, run_tab("build_model", whole_job.build_run_id))
+    run = next(r for r in report.runs(whole_job.env) if r["run_id"] == whole_job.build_run_id)
+    assert frame.locator("#runs g.point.selected").get_attribute("data-run") == run["run_id"]
+    assert frame.locator("#scores g.score").count() == len(run["scores_by_category"])
+    assert frame.locator("#forecast-against-outcome [data-metric]").count() == 4
+    assert f"{len(run['checks'])} checks" in frame.locator("#data-quality-checks").inner_text()
+
+
+def test_the_tab_of_a_preparation_run_shows_its_own_cost_and_checks(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    run_id = next(run["run_id"] for run in whole_job.outcome["runs"] if run["dag_id"] == "prepare_corpus")
+    own = report.of_dag_run(whole_job.env, run_id)
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, run_tab("prepare_corpus", run_id))
+    assert f"It has cost ${own['cost_usd']:.4f}" in frame.locator(".notice").inner_text()
+    assert f"{len(own['checks'])} checks of this DAG run" in frame.locator("#data-quality-checks").inner_text()
+
+
+def test_a_run_that_reused_everything_shows_the_model_it_found(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    with AirflowClient(whole_job.env) as client:
+        others = [r["dag_run_id"] for r in client.dag_runs("build_model", state="success") if r["dag_run_id"] != whole_job.build_run_id]
+    if not others:
+        from jobs import launch
+
+        others = [launch.run(whole_job.env, "smoke", 2, echo=lambda _: None)["runs"][-1]["run_id"]]
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, run_tab("build_model", others[0]))
+    assert "recomputed nothing" in frame.locator(".notice").inner_text()
+    assert frame.locator("#runs g.point.selected").get_attribute("data-run") == whole_job.build_run_id
+
+
+def test_a_point_leads_to_its_run_in_airflow(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, NAV_PAGE)
+    frame.get_by_role("button", name=f"Open run {whole_job.build_run_id} in Airflow").click()
+    page.wait_for_url(lambda url: "/dags/build_model/runs/" in url)

@@ -1,0 +1,39 @@
+"""The whole job, once per test session, through the real Airflow of the shared platform: `moeline run --recipe smoke` on a few megabytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from jobs.environment import Environment
+
+RECIPE = "smoke"
+BYTES = 7_000_000  # 1 % of its documents is held out, and the own-data tasks need items
+
+
+@dataclass
+class WholeJob:
+    """``outcome`` is what the command returns with --json, ``said`` the lines it printed."""
+
+    env: Environment
+    days: list[str]
+    outcome: dict[str, Any]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def build_run_id(self) -> str:
+        return next(run["run_id"] for run in self.outcome["runs"] if run["dag_id"] == "build_model")
+
+
+@pytest.fixture(scope="session")
+def whole_job(platform: Environment) -> WholeJob:
+    """The finished job: two data days prepared, one model built and registered."""
+    from jobs import launch, sample_data
+
+    days = launch.sample_days(platform, 2)
+    sample_data.write(platform.landing, days, target_bytes=BYTES)
+    said: list[str] = []
+    outcome = launch.run(platform, RECIPE, 2, echo=said.append)
+    return WholeJob(platform, days, outcome, said)
