@@ -36,7 +36,7 @@ def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float,
 def tiny() -> Recipe:
     """Minutes on two CPU cores: 16 experts, top-4, about a million tokens."""
     model = ModelConfig(d_model=128, n_heads=4, n_kv_heads=2, n_layers=3, ffn_hidden=128, vocab_size=4096, max_seq_len=256)
-    return _recipe("tiny", TrainConfig(model=model, tokens=1_200_000), tokenizer="bpe-4096-v1", budget_usd=0.25)
+    return _recipe("tiny", TrainConfig(model=model, tokens=1_200_000, batch_sequences=4, checkpoint_every_steps=300), tokenizer="bpe-4096-v1", budget_usd=0.25)
 
 
 def smoke() -> Recipe:
