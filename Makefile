@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden bench up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench up down status clean lock
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -12,7 +12,7 @@ bin := .venv/bin
 help: ## This text
 	@echo "moeline: from raw text to a registered mixture-of-experts model. Needs Python 3.11 or 3.12, a JDK 17 or 21, make."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  Afterwards: .venv/bin/moeline --help"
 
@@ -30,6 +30,9 @@ lint: setup ## Style and formatting
 
 golden: setup ## Rewrite the golden files from what the code gives now; review the difference before committing
 	@MOELINE_REWRITE_GOLDEN=1 $(bin)/python -m pytest tests/golden
+
+screenshot: setup ## Rewrite the README's picture of the page
+	@PYTHONPATH=. $(bin)/python tests/browser/screenshot.py
 
 bench: setup ## Measure the fixed costs
 	@$(bin)/python -m pytest tests/bench -s -o python_files='*.py'

@@ -165,6 +165,15 @@ def _stop(signal_number: int, frame: FrameType | None) -> None:
     raise Stopped(signal_number)
 
 
+def _stop_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the Airflow task process dies: killed outright, it cannot stop its stage, and the retry would find two."""
+    if os.environ.get("MOELINE_ATTEMPT") and sys.platform == "linux":
+        import ctypes
+
+        parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGTERM)
+
+
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m jobs.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("stage", help=f"one of {', '.join(STAGES)}, or plan (what a model build would read)")
@@ -182,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     process_name(arguments.stage)
     signal.signal(signal.SIGTERM, _stop)
+    _stop_with_parent()
     try:
         env = Environment.load(arguments.env)
         data = os.environ.get("GAUNTLET_DATA") or None

@@ -80,7 +80,10 @@ def decontaminated(tools: Any, texts: Mapping[str, str], items: list[dict[str, s
 
     tools.interval = DAY
     rows = [
-        {"doc_id": doc_id, "interval": DAY, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text, "n_bytes": len(text.encode()), "scores": "{}"}
+        {
+            "doc_id": doc_id, "interval": DAY, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text,
+            "n_bytes": len(text.encode()), "scores": "{}",
+        }
         for doc_id, text in texts.items()
     ]  # fmt: skip
     schema = pa.schema([(c.name, pa.int64() if c.type == "int64" else pa.string()) for c in TABLES["unique_documents"].columns])

@@ -42,7 +42,10 @@ def documents_of(spark: Any, texts: Mapping[str, str], interval: str, partitions
     from jobs.services.spark import rows_schema
 
     rows = [
-        {"doc_id": doc_id, "interval": interval, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text, "n_bytes": len(text.encode()), "scores": "{}"}
+        {
+            "doc_id": doc_id, "interval": interval, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text,
+            "n_bytes": len(text.encode()), "scores": "{}",
+        }
         for doc_id, text in texts.items()
     ]  # fmt: skip
     schema = pa.schema([(c.name, {"int64": pa.int64()}.get(c.type, pa.string())) for c in TABLES["clean_documents"].columns])

@@ -142,7 +142,7 @@ def test_the_tokenizer_of_a_name_is_trained_once_and_never_changes(day: Any) -> 
 
 
 def test_a_name_that_is_taken_by_another_vocabulary_is_refused(day: Any) -> None:
-    with pytest.raises(MoelineError, match="has 600 tokens .* the recipe asks for 700"):
+    with pytest.raises(MoelineError, match=r"has 600 tokens .* the recipe asks for 700"):
         packed(day.tools, corpus(), PackConfig(tokenizer=CONFIG.tokenizer, vocab_size=700, seq_len=32))
 
 
