@@ -14,18 +14,20 @@ from models.config import ModelConfig
 def _scaled(train: TrainConfig, *, width: float, tokens: float) -> TrainConfig:
     """A proxy of ``train``: ``width`` times its model width (rounded to whole heads), ``tokens`` times its tokens."""
     model = train.model
-    d_model = max(model.head_dim * 2, round(model.d_model * width / (model.head_dim * 2)) * model.head_dim * 2)
+    d_model = max(1, round(model.n_heads * width)) * model.head_dim
     n_heads = d_model // model.head_dim
     proxy = replace(
         model, d_model=d_model, n_heads=n_heads, n_kv_heads=max(1, n_heads * model.n_kv_heads // model.n_heads),
         ffn_hidden=max(16, round(model.ffn_hidden * width / 8) * 8),
     )  # fmt: skip
-    # The learning rate grows as 1/width (muP, Yang et al. 2022, table 8: hidden weights under Adam).
-    return replace(train, model=proxy, tokens=int(train.tokens * tokens), learning_rate=train.learning_rate * model.d_model / d_model)
+    # A law holds between runs that are each trained well: the batch shrinks with the tokens (Step Law, arXiv 2503.04715: B ~ D^0.571), or a
+    # short run has too few steps and looks worse than the law. The learning rate stays: at twice the rate half the width fell behind.
+    batch = max(1, round(train.batch_sequences * tokens**0.571))
+    return replace(train, model=proxy, tokens=int(train.tokens * tokens), batch_sequences=batch)
 
 
 def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float, **kwargs: object) -> Recipe:
-    grid = ((0.5, 0.15), (0.5, 0.3), (1.0, 0.1), (1.0, 0.2))
+    grid = ((0.5, 0.1), (0.5, 0.2), (0.5, 0.4), (1.0, 0.1))  # half the width reaches further in tokens for the money
     return Recipe(
         name=name, model=train.model, tokens=train.tokens, train=train, budget_usd=budget_usd,
         proxies=tuple(_scaled(train, width=w, tokens=t) for w, t in grid),

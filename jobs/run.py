@@ -83,7 +83,8 @@ def _compute(
         )
         result = StageResult(
             stage=stage, run_key=key, recipe=recipe, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
-            metrics=metrics, config_hash=config_hash(config), cost_usd=running.cost_so_far(), wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
+            metrics=metrics, config_hash=config_hash(config), cost_usd=running.cost_so_far(),
+            wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
             finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )  # fmt: skip
         results.record(env, result)

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from expectations.tables import TABLES
 from jobs import config, recipes
 

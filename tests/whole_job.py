@@ -10,7 +10,7 @@ import pytest
 from jobs.environment import Environment
 
 RECIPE = "smoke"
-BYTES = 10_000_000  # 1 % of its documents is held out, and every own-data task needs 20 items (3 MB gave 16)
+BYTES = 4_000_000
 
 
 @dataclass

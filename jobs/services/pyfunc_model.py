@@ -13,8 +13,9 @@ class MoelineModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def load_context(self, context: Any) -> None:
         """Load weights (safetensors) and tokenizer of the Hugging Face folder that was stored with this model."""
-        from models import huggingface
         from tokenizers import Tokenizer
+
+        from models import huggingface
 
         folder = context.artifacts["model"]
         self.model, self.config = huggingface.load(folder)

@@ -36,12 +36,12 @@ _TIMING_SPREAD = 0.3  # relative: how far the speed of a machine that others use
 def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
     """Four rows of ``forecasts`` (loss, accuracy, cost_usd, wall_seconds) for ``config.target`` and the decision go, ask or stop.
 
-    Proxies that were trained before on the same sequences are taken from their records. Raises MoelineError with fewer than 4 proxies.
+    Proxies that were trained before on the same sequences are taken from their records. Raises MoelineError with fewer than 4 different ones.
     """
     from jobs.services import ray
 
-    if len(config.proxies) < _LEAST_PROXIES:
-        raise MoelineError(f"A forecast needs at least {_LEAST_PROXIES} proxy trainings, the recipe has {len(config.proxies)}. Add some in jobs/recipes.py.")
+    if (different := len(set(config.proxies))) < max(_LEAST_PROXIES, len(config.proxies)):
+        raise MoelineError(f"A forecast needs at least {_LEAST_PROXIES} proxy trainings, all different; the recipe has {different}. See jobs/recipes.py.")
     began = time.monotonic()
     folder = Path(tools.artifact_dir(f"forecasts/{tools.run_key}"))
     data = training_data.write(inputs["sequences"], folder / "data")

@@ -59,22 +59,22 @@ def place(platform, corpus, tmp_path):
     return make
 
 
-def command(env: Environment, stage: str, day: str | None, recipe: str = "smoke") -> tuple[list[str], dict[str, str]]:
-    arguments = [sys.executable, "-m", "jobs.run", stage, "--recipe", recipe, *(["--interval", day] if day else [])]
-    toml = str(env.home.parent / f"{env.name}.toml")
-    return arguments, {**os.environ, "MOELINE_HOME": str(env.home), "MOELINE_ENV": toml}
+def command(env: Environment, stage: str, day: str | None, *more: str) -> tuple[list[str], dict[str, str]]:
+    arguments = [sys.executable, "-m", "jobs.run", stage, "--recipe", "smoke", *(["--interval", day] if day else []), *more]
+    toml = env.home.parent / f"{env.name}.toml"
+    return arguments, {**os.environ, "MOELINE_HOME": str(env.home), "MOELINE_ENV": str(toml) if toml.exists() else env.name}
 
 
-def run(env: Environment, stage: str, day: str | None = None, recipe: str = "smoke") -> StageResult:
-    arguments, variables = command(env, stage, day, recipe)
+def run(env: Environment, stage: str, day: str | None = None, *more: str) -> StageResult:
+    arguments, variables = command(env, stage, day, *more)
     done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return StageResult.from_json(done.stdout.strip().splitlines()[-1])
 
 
-def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds: float, luck: random.Random) -> bool:
+def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds: float, luck: random.Random, *more: str) -> bool:
     """Start a stage and SIGKILL its process group; whether it was still running then."""
-    arguments, variables = command(env, stage, day)
+    arguments, variables = command(env, stage, day, *more)
     process = subprocess.Popen(arguments, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
     deadline = time.monotonic() + luck.uniform(0.2, 0.9) * usual_seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -165,3 +165,25 @@ def test_a_failing_check_stops_the_run_and_says_where_the_rows_are(place):
     assert (env.warehouse / "_refused" / "clean").is_dir()
     assert delta.latest(env, "clean_documents") is None
     assert [c["x_Outcome"] for c in report.attempts(env)] == ["failed", "succeeded"]
+
+
+def test_a_killed_registration_makes_exactly_one_version(whole_job):
+    from jobs.services import mlflow as registry
+
+    env = whole_job.env
+    api = registry.client(env)
+    before = {v.version for v in api.search_model_versions("name = 'moeline'")}
+    luck = random.Random(3)
+    # Another budget is another gate, so this is new work on the model that the whole job trained.
+    budget = ("--budget-usd", "0.31")
+    usual = next(c["x_WallSeconds"] for c in report.attempts(env) if c["x_Stage"] == "register")
+    killed = sum(kill_at_random(env, "register", None, usual, luck, *budget) for _ in range(3))
+    assert killed >= 2
+    result = run(env, "register", None, *budget)
+    new = [v for v in api.search_model_versions("name = 'moeline'") if v.version not in before]
+    assert [v.tags["run_key"] for v in new] == [result.run_key]
+    rows = [r for r in delta.rows(env, "registrations") if r["run_key"] == result.run_key]
+    assert [r["model_version"] for r in rows] == [new[0].version]
+    holder = "champion" if rows[0]["promoted"] else "challenger"
+    assert api.get_model_version_by_alias("moeline", holder).version == new[0].version
+    assert run(env, "register", None, *budget).reused

@@ -106,7 +106,7 @@ def test_a_corpus_smaller_than_the_target_is_said(forecasted):
 
 def test_too_few_proxies_and_a_lost_tokenizer_are_named(tmp_path):
     tools = parts.TrainingTools(tmp_path)
-    with pytest.raises(MoelineError, match="at least 4 proxy trainings, the recipe has 1"):
-        forecast.run(replace(CONFIG, proxies=CONFIG.proxies[:1]), {"sequences": None}, tools)
+    with pytest.raises(MoelineError, match="at least 4 proxy trainings, all different; the recipe has 1"):
+        forecast.run(replace(CONFIG, proxies=CONFIG.proxies[:1] * 4), {"sequences": None}, tools)
     with pytest.raises(MoelineError, match=r"Tokenizer f+ is not among the artifacts"):
         forecast.run(CONFIG, {"sequences": parts.sequences(tmp_path / "table"), "benchmark_items": None}, tools)

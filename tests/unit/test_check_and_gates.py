@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+
 from expectations import check, gates
 from expectations.tables import TABLES, Column, Rule, Table
 

@@ -1,4 +1,5 @@
 import pytest
+
 from jobs import recipes
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out, parse_day, run_key
 from jobs.recipes import load, tiny

@@ -8,6 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from jobs.contract import CommitConflict, MoelineError, TableVersion
 from jobs.services import delta
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+
 from expectations.tables import TABLES
 from jobs import recipes, run
 from jobs.contract import CheckFailed, MoelineError, StageOutput

@@ -117,8 +117,6 @@ def common_variables(env: Environment) -> dict[str, str]:
         "MOELINE_HOME": str(env.home),
         "MOELINE_ENV": asked if asked.endswith(".toml") and Path(asked).stem == env.name else env.name,
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # OpenMP threads that wait spin by default: with other services on the same cores two threads were 13 times slower than one.
-        "OMP_WAIT_POLICY": "PASSIVE",
         "JAVA_HOME": str(find_java().home),
         MARK: str(env.home),
     }
