@@ -82,6 +82,7 @@ def _candidate(config: RegisterConfig, scores: list[dict[str, Any]], lineage: Ma
 def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
     """An MLflow model folder: Hugging Face DBRX layout inside, pyfunc as code, signature; loaded back once before it may be registered."""
     import mlflow
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -98,7 +99,7 @@ def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
         str(folder), python_model=str(pyfunc_source()), artifacts={"model": str(exported)}, code_paths=[str(Path(models.__file__).parent)],
         signature=signature, pip_requirements=["mlflow", "pandas", "safetensors", "tokenizers", "torch", "transformers"],
     )  # fmt: skip
-    answer = mlflow.pyfunc.load_model(str(folder)).predict(["def main():"], params={"max_new_tokens": 4})
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({"prompt": ["def main():"]}), params={"max_new_tokens": 4})
     if len(answer) != 1 or not isinstance(answer[0], str):
         raise MoelineError(f"The exported model answered {answer!r} to a prompt; it must give one string. Nothing was registered.")
     return folder
