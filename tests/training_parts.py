@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class TrainingTools:
     interval: str | None = None
     tracker: Any = None
     reported: list[tuple[float, float, str]] = field(default_factory=list)
+    _attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def env(self) -> Environment:
@@ -80,7 +82,7 @@ class TrainingTools:
 
     @property
     def scratch(self) -> str:
-        folder = self.home / "scratch"
+        folder = self.home / f"scratch-{self._attempt}"
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,10 +42,9 @@ def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     if (different := len(set(config.proxies))) < max(_LEAST_PROXIES, len(config.proxies)):
         raise MoelineError(f"A forecast needs at least {_LEAST_PROXIES} proxy trainings, all different; the recipe has {different}. See jobs/recipes.py.")
     began = time.monotonic()
-    folder = Path(tools.artifact_dir(f"forecasts/{tools.run_key}"))
-    data = training_data.write(inputs["sequences"], folder / "data")
+    data = training_data.write(inputs["sequences"], Path(tools.scratch) / "sequences")
     prepared = time.monotonic() - began
-    questions, suite = _questions(config, inputs["benchmark_items"], data, folder, tools)
+    questions, suite = _questions(config, inputs["benchmark_items"], data, tools)
     works = [
         TrainingRun(
             folder=tools.artifact_dir(f"proxies/{proxy_identity(proxy, data.digest, suite)}"), data=data.folder, config=proxy, keep_checkpoints=0,
@@ -59,7 +57,6 @@ def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
         tools.env, works, name=f"forecast-{tools.run_key}", resources=tools.env.stage_resources("forecast"), processes=1, scratch=tools.scratch,
         on_step=_Progress(works, tools).on_step,
     )  # fmt: skip
-    shutil.rmtree(folder)  # a copy of a table that stays
     forecasts = _forecasts(config, data, launch.results, launch.launch_seconds or _USUAL_LAUNCH_SECONDS, prepared, tools)
     decision = _decision(config, forecasts["cost_usd"].predicted + tools.cost_so_far())
     rows = _rows(config, forecasts, launch.results, decision, tools.run_key)
@@ -76,7 +73,7 @@ def proxy_identity(config: TrainConfig, sequences: str, suite: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _questions(config: ForecastConfig, items: Any, data: training_data.TrainingData, folder: Path, tools: Tools) -> tuple[str, str]:
+def _questions(config: ForecastConfig, items: Any, data: training_data.TrainingData, tools: Tools) -> tuple[str, str]:
     """(file, digest) of the questions every proxy answers: the first few of each task of the suite, in the suite's own order."""
     tokenizer = Path(tools.artifact_dir(f"tokenizers/{data.tokenizer_ids[0]}")) / "tokenizer.json"
     if not tokenizer.is_file():
@@ -88,7 +85,7 @@ def _questions(config: ForecastConfig, items: Any, data: training_data.TrainingD
         "symbolic_tasks": config.suite.symbolic_tasks, "items_per_task": min(_ITEMS_PER_TASK, config.suite.items_per_task),
     }  # fmt: skip
     text = json.dumps({"tokenizer": str(tokenizer), "load": load})
-    file = folder / "questions.json"
+    file = Path(tools.scratch) / "questions.json"
     file.write_text(text)
     return str(file), hashlib.sha256(json.dumps(load, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,6 @@ Change here: what a training run records and reports. Not here: the optimiser (m
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
         )
     name = f"checkpoints/{tools.run_key}"
     folder = Path(tools.artifact_dir(name))
-    data = training_data.write(inputs["sequences"], folder / "data")
+    data = training_data.write(inputs["sequences"], Path(tools.scratch) / "sequences")
     unigram = _unigram(data, config)
     reporter = Reporter(config, tools)
     started = time.monotonic()
@@ -56,7 +55,6 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     result = launch.results[0]
     metrics = _metrics(config, data, result, unigram) | {"launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
     run_id = reporter.finish(metrics)
-    shutil.rmtree(data.folder)  # a copy of a table that stays
     row = {
         "run_key": tools.run_key, "uri": f"{name}/{result['checkpoint']}", "sha256": result["sha256"], "step": result["steps"], "tokens": result["tokens"],
         "loss": result["loss"], "held_out_loss": result["held_out_loss"], "config": json.dumps(canonical(config), sort_keys=True), "final": True,
