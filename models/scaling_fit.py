@@ -23,9 +23,9 @@ FORMS = {"power": 3, "hoffmann": 3, "besiroglu": 3, "tied": 3, "chinchilla": 6}
 _PRIOR_MEAN, _PRIOR_SD, _PRIOR_WEIGHT = 0.3, 0.15, 1e-7
 _GRID = np.round(np.arange(0.05, 1.01, 0.05), 2)
 SEED_NOISE = 0.005  # relative: two seeds of the same small run differ by about this much
-# With a handful of runs the true form is not known: the gain beyond the best run is uncertain by this share of itself. Measured on small
-# mixtures of experts far above their floor, where every form underestimated a 5-fold extrapolation in tokens.
-FORM_DOUBT = 0.4
+# With a handful of runs the true form is not known: the gain beyond the best run is uncertain by this share of itself. Set after small
+# mixtures of experts far above their floor, where every form underestimated the gain of a 3 to 5 times longer run by up to 0.8 of it.
+FORM_DOUBT = 0.8
 _BOOTSTRAPS = 200
 
 
