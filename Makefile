@@ -35,7 +35,7 @@ screenshot: setup ## Rewrite the README's picture of the page
 	@PYTHONPATH=. $(bin)/python tests/browser/screenshot.py
 
 bench: setup ## Measure the fixed costs
-	@$(bin)/python -m pytest tests/bench -s -o python_files='*.py'
+	@$(bin)/python -m pytest tests/bench -s -o python_files='bench_*.py'
 
 up: setup ## Start the platform
 	@$(bin)/moeline up
