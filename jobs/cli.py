@@ -97,7 +97,7 @@ def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     )
     if not arguments.json:
         print(found)
-    return getattr(found, "__dict__", None) or {"days": list(days)}
+    return {"days": list(days), "files": found.files, "written": found.written, "documents": found.documents, "bytes": found.bytes}
 
 
 def _add_commands(commands: Any) -> None:

@@ -66,6 +66,10 @@ class SampleSummary:
     def total_bytes(self) -> int:
         return sum(self.bytes.values())
 
+    def __str__(self) -> str:
+        parts = ", ".join(f"{self.documents[source]:,} {source} documents ({self.bytes[source] / 1e6:.1f} MB)" for source in sorted(self.documents))
+        return f"{parts} in {len(self.files)} files, {len(self.written)} of them new"
+
 
 def write(landing: Path, days: Sequence[str], *, target_bytes: int = 45_000_000, progress: Callable[[float, float, str], None] | None = None) -> SampleSummary:
     """Put about ``target_bytes`` of text, a quarter of it documentation, into ``landing`` over ``days``.

@@ -134,3 +134,8 @@ def metadata(**fields: str | list[str]) -> Message:
 )  # fmt: skip
 def test_a_licence_is_stated_or_unknown_never_guessed(fields, expected):
     assert sample_data.spdx(metadata(**fields)) == expected
+
+
+def test_the_summary_reads_as_a_sentence():
+    summary = sample_data.SampleSummary(("a", "b"), ("a",), {"python-code": 1200}, {"python-code": 2_500_000})
+    assert str(summary) == "1,200 python-code documents (2.5 MB) in 2 files, 1 of them new"
