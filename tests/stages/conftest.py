@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from jobs.environment import Environment
+
+logging.getLogger("py4j").setLevel(logging.WARNING)  # it says goodbye after pytest has closed the output
 
 
 @dataclass
