@@ -69,8 +69,7 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
 
     Raises MoelineError when an input that the stage cannot do without has not been written.
     """
-    unknown = set(given) - set(module.READS)
-    versions = {name: version for name, version in given.items() if name not in unknown}  # a task may hand on more than is read
+    versions = {name: version for name, version in given.items() if name in module.READS}  # a task may hand on more than is read
     configs = {name: config_hash(recipe.stage_config(WRITERS[name])) for name in module.READS}
     for name, scope in module.READS.items():
         if name in versions:

@@ -66,7 +66,10 @@ def _grouped(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, list[Any]
 
 def runs(env: Environment) -> list[dict[str, Any]]:
     """One dict per model build, oldest first (the fields of ``moeline report --json``, plus details for the page)."""
-    records = Records(env)
+    return _runs(Records(env))
+
+
+def _runs(records: Records) -> list[dict[str, Any]]:
     builds = [_build(records, trained) for trained in records.by_stage["train"]]
     known = {stages["forecast"].run_key for stages in builds if "forecast" in stages}
     builds += [{"forecast": r} for r in records.by_stage["forecast"] if r.run_key not in known]  # stopped before training
@@ -201,8 +204,9 @@ SUMMARY = (
 
 def summary(env: Environment) -> dict[str, Any]:
     """What ``moeline report --json`` prints: the runs, and what all attempts together cost and wasted."""
-    found = [{k: run[k] for k in SUMMARY} for run in runs(env)]
-    charges = delta.rows(env, "costs")
+    records = Records(env)
+    found = [{k: run[k] for k in SUMMARY} for run in _runs(records)]
+    charges = records.costs
     wasted = [c for c in charges if c["x_Outcome"] in ("failed", "killed")]
     return {
         "runs": found, "total_usd": sum(c["BilledCost"] for c in charges), "wasted_usd": sum(c["BilledCost"] for c in wasted), "attempts": len(charges),

@@ -38,7 +38,7 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
         version = registry.register_folder(api, run_id=run_id, folder=folder, model_name=config.model_name, run_key=tools.run_key, tags=tags)
         before = registry.champion(api, config.model_name)
         if before is not None and before.version == version.version:
-            before = _previous(api, registry, config.model_name, version)
+            before = _previous(api, config.model_name, version)
         gates = evaluate(candidate, _champion(before))
         promoted = all(gate.passed for gate in gates)
         _describe(api, config.model_name, version, gates, candidate, story)
@@ -141,7 +141,7 @@ def _champion(version: Any) -> Candidate | None:
     return Candidate(**json.loads(version.tags["candidate"]))
 
 
-def _previous(api: Any, registry: Any, model_name: str, version: Any) -> Any:
+def _previous(api: Any, model_name: str, version: Any) -> Any:
     """The champion before ``version`` (a retry after the alias was moved must judge against the same one)."""
     number = version.tags.get("champion_before")
     return api.get_model_version(model_name, number) if number else None
