@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from expectations.tables import Rule, Table
@@ -38,9 +40,31 @@ def columns_needed(table: Table) -> list[str]:
     return [c.name for c in table.columns if c.name in named]
 
 
+def load() -> None:
+    """Import Great Expectations now (seconds) instead of at the first evaluation."""
+    import great_expectations.expectations  # noqa: F401
+
+
+def read_files(folder: Path, schema: Any, columns: Sequence[str]) -> Any:
+    """The ``columns`` of all Parquet files under ``folder`` as a pandas frame; ``schema`` (pyarrow) holds for every file."""
+    import pyarrow.dataset as ds
+
+    return ds.dataset(folder, format="parquet", schema=schema).to_table(columns=list(columns)).to_pandas()
+
+
+def evaluate_files(table: Table, folder: Path, schema: Any) -> list[CheckResult]:
+    """``evaluate`` on staged Parquet files that fit into memory, with pandas."""
+    return evaluate(table, read_files(folder, schema, columns_needed(table)), engine="pandas")
+
+
 def evaluate(table: Table, frame: Any, *, engine: str) -> list[CheckResult]:
     """Evaluate every rule of ``table`` on ``frame`` (``engine`` "pandas" or "spark"); raises ValueError for an unknown rule."""
-    if not table.all_rules:
+    return evaluate_rules(table.name, table.all_rules, frame, engine=engine)
+
+
+def evaluate_rules(name: str, rules: Sequence[Rule], frame: Any, *, engine: str) -> list[CheckResult]:
+    """Evaluate ``rules`` on the rows of the table called ``name``."""
+    if not rules:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GX 1.24 warns about pandas and pydantic internals of its own
@@ -49,12 +73,12 @@ def evaluate(table: Table, frame: Any, *, engine: str) -> list[CheckResult]:
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         source = getattr(context.data_sources, f"add_{engine}")("staged")
-        batch = source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-        suite = gx.ExpectationSuite(name=table.name, expectations=[_expectation(rule) for rule in table.all_rules])
+        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+        suite = gx.ExpectationSuite(name=name, expectations=[_expectation(rule) for rule in rules])
         outcome = batch.validate(suite, result_format="BASIC")
     results = [_result(found) for found in outcome.results]
-    if len(results) != len(table.all_rules):
-        raise ValueError(f"{table.name}: {len(table.all_rules)} rules were asked, {len(results)} answered")
+    if len(results) != len(rules):
+        raise ValueError(f"{name}: {len(rules)} rules were asked, {len(results)} answered")
     return results
 
 

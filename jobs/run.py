@@ -73,7 +73,7 @@ def _compute(
     tools = StageTools(env, running, gauntlet_data=gauntlet_data, inputs_read=resolved.versions)
     outcome, error, metrics = "failed", None, {}
     try:
-        _warm_up_checks(module)
+        _warm_up_checks(env, module)
         output = module.run(config, resolved.open(env, module, tools), tools)
         metrics = dict(output.metrics)
         staged = stage_rows(env, module, output, tools, interval, key)
@@ -116,9 +116,9 @@ def _require_interval(stage: str, interval: str | None) -> str | None:
     return None
 
 
-def _warm_up_checks(module: ModuleType) -> None:
-    """Import Great Expectations (seconds) in the background while the stage waits for its engine."""
-    if module.WRITES:
+def _warm_up_checks(env: Environment, module: ModuleType) -> None:
+    """Import Great Expectations (seconds) in the background while the stage waits for its engine, unless the platform's check server has."""
+    if module.WRITES and not env.platform.get("check_socket"):
         threading.Thread(target=lambda: importlib.import_module("great_expectations"), daemon=True, name="import-checks").start()
 
 

@@ -10,7 +10,8 @@ class ModelConfig:
     """Architecture of the decoder; defaults that are not sizes are DBRX's (databricks/dbrx-base config.json).
 
     ``top_k`` of ``n_experts`` experts run per token; each is a SiLU GLU of width ``ffn_hidden``.
-    ``experts_backend`` says which kernel multiplies: it never changes the mathematics.
+    ``init``: how weights are drawn. ``fixed``: N(0, init_std) everywhere, DBRX's, meant for its width. ``by_width``: what keeps every
+    activation and update of the same size at any width, so that a small proxy behaves like its target (see transformer.initial_std).
     """
 
     d_model: int
@@ -26,12 +27,15 @@ class ModelConfig:
     rope_theta: float = 500_000.0
     moe_loss_weight: float = 0.05
     init_std: float = 0.02
+    init: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
             raise ValueError(f"d_model {self.d_model} must divide by n_heads {self.n_heads}, and that by n_kv_heads {self.n_kv_heads}")
         if self.d_model % 8 or self.ffn_hidden % 8:
             raise ValueError(f"grouped_mm needs 16-byte strides: d_model {self.d_model} and ffn_hidden {self.ffn_hidden} must be multiples of 8")
+        if self.init not in ("fixed", "by_width"):
+            raise ValueError(f"init must be 'fixed' or 'by_width', not {self.init!r}")
         if not 1 <= self.top_k <= self.n_experts:
             raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
 

@@ -1,6 +1,6 @@
-"""Scaling laws in closed form: loss from parameters and tokens, accuracy from loss, seconds from FLOPs. Pure functions, no fitting.
+"""Scaling laws in closed form: loss from parameters and tokens, accuracy from loss. Pure functions, no fitting.
 
-Units everywhere: N parameters, D training tokens, loss in nats per token, FLOPs as counted by ModelConfig.flops_per_token.
+Units everywhere: N parameters, D training tokens, loss in nats per token.
 Change here: a law. Not here: fitting one and its intervals (scaling_fit.py).
 """
 
@@ -88,8 +88,3 @@ def joint_moe_loss(active_params: float, tokens: float, experts: float) -> float
     params_term = _JOINT["a"] * e_hat ** _JOINT["delta"] * active_params ** (_JOINT["alpha"] + _JOINT["gamma"] * log_e)
     tokens_term = _JOINT["b"] * e_hat ** _JOINT["omega"] * tokens ** (_JOINT["beta"] + _JOINT["zeta"] * log_e)
     return float(params_term + tokens_term + _JOINT["c"])
-
-
-def step_seconds(params_total: float, flops_per_step: float, *, per_param: float, per_flop: float) -> float:
-    """Wall seconds of one optimiser step: every parameter is moved once (``per_param`` seconds each), and the batch costs its FLOPs."""
-    return per_param * params_total + per_flop * flops_per_step

@@ -24,8 +24,8 @@ _PRIOR_MEAN, _PRIOR_SD, _PRIOR_WEIGHT = 0.3, 0.15, 1e-7
 _GRID = np.round(np.arange(0.05, 1.01, 0.05), 2)
 SEED_NOISE = 0.005  # relative: two seeds of the same small run differ by about this much
 # With a handful of runs the true form is not known: the gain beyond the best run is uncertain by this share of itself. Set after small
-# mixtures of experts far above their floor, where every form underestimated the gain of a 3 to 5 times longer run by up to 0.8 of it.
-FORM_DOUBT = 0.8
+# mixtures of experts far above their floor, where every form underestimated the gain of a 3 to 5 times longer run (infra/decisions/0006).
+FORM_DOUBT = 0.4
 _BOOTSTRAPS = 200
 
 
@@ -299,16 +299,3 @@ def forecast_accuracy(losses: Sequence[float], accuracies: Sequence[float], *, c
     ends = [float(law(level, slope, loss.low)), float(law(level, slope, loss.high)), predicted, naive]
     details = {"form": "bounded_logistic", "chance": chance, "level": level, "slope": slope, "pivot": pivot, "items": items}
     return Forecast(predicted, max(0.0, min(ends) - sampling), min(1.0, max(ends) + sampling), naive, details)
-
-
-def fit_step_seconds(params_total: Sequence[float], flops_per_step: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """(per_param, per_flop) of scaling.step_seconds, both >= 0, by relative least squares over measured runs."""
-    from scipy.optimize import nnls
-
-    design, y = np.array([params_total, flops_per_step], dtype=float).T, np.asarray(seconds, dtype=float)
-    if not len(y) or (design <= 0).any() or (y <= 0).any():
-        raise ValueError("A time model needs measured runs with positive parameters, FLOPs and seconds.")
-    scale = design.mean(axis=0)
-    solved, _ = nnls(design / scale / y[:, None], np.ones_like(y))
-    per_param, per_flop = solved / scale
-    return float(per_param), float(per_flop)

@@ -153,11 +153,28 @@ class Decoder(nn.Module):
         self.norm_f = nn.LayerNorm(config.d_model, bias=False)
 
 
+def initial_std(config: ModelConfig, name: str) -> float:
+    """Standard deviation the parameter ``name`` is drawn with.
+
+    ``by_width`` keeps activations of order 1 at any width: embeddings 1, matrices 1/sqrt(fan-in) (LeCun et al. 1998), those that write
+    into the residual stream another 1/sqrt(2 L) smaller (GPT-2, Radford et al. 2019, section 2.3), output weights ``init_std``.
+    On 300,000 tokens at width 128 it reached 5.09 nats where N(0, .02) everywhere reached 5.66 (infra/decisions/0006).
+    """
+    part = name.rpartition(".weight")[0] or name
+    if config.init == "fixed" or part == "lm_head":
+        return config.init_std
+    if part.endswith("wte"):
+        return 1.0
+    fan_in = config.ffn_hidden if part.endswith("w2") else config.d_model
+    writes_residual = part.endswith(("w2", "out_proj"))
+    return fan_in**-0.5 * ((2 * config.n_layers) ** -0.5 if writes_residual else 1.0)
+
+
 class Transformer(nn.Module):
     """DBRX-style decoder. ``experts_backend``: reference | grouped_mm | megablocks (models/experts.py).
 
-    Builds on the meta device (``with torch.device("meta")``): sizes can be checked without memory. Weights are drawn from
-    N(0, init_std) by torch's global generator, norms are 1.
+    Builds on the meta device (``with torch.device("meta")``): sizes can be checked without memory. Weights are drawn by
+    torch's global generator (``initial_std``), norms are 1.
     """
 
     def __init__(self, config: ModelConfig, experts_backend: str = "grouped_mm") -> None:
@@ -165,9 +182,9 @@ class Transformer(nn.Module):
         self.config = config
         self.transformer = Decoder(config, experts_backend)
         self.lm_head = Linear(config.d_model, config.vocab_size)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.ndim >= 2 and not parameter.is_meta:
-                nn.init.normal_(parameter, std=config.init_std)
+                nn.init.normal_(parameter, std=initial_std(config, name))
 
     def forward(
         self, tokens_BT: Tensor, *, document_ids_BT: Tensor | None = None, positions: Tensor | None = None,

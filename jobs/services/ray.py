@@ -54,6 +54,7 @@ def train(
 ) -> Launch:  # fmt: skip
     """Do ``runs`` in ``processes`` Ray Train workers that share ``resources`` and the runs; returns when all are finished.
 
+    Runs with ``timed_steps`` come last, one at a time with the cores of all processes, as a training of its own would have them.
     Finished runs are not repeated, interrupted ones continue from their checkpoint; a worker that dies is restarted up to
     ``MAX_RESTARTS`` times. ``on_step(run index, metrics line)`` is called in this thread while they train. When this process ends,
     however it ends, Ray ends the workers. Raises MoelineError when a run cannot be finished.
@@ -141,9 +142,10 @@ def _fit(
     threads = max(1, int(cores))
     per_worker = {"CPU": cores, **({"GPU": resources.gpus / processes} if resources.gpus else {})}
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker learns where the code lies before importing it
+    shares = [[r.to_json() for r in share] for share in shared_out([r for r in runs if not r.timed_steps], processes)]
     trainer = DataParallelTrainer(
         _worker,
-        train_loop_config={"repo": str(REPO), "threads": threads, "shares": [[r.to_json() for r in share] for share in shared_out(runs, processes)]},
+        train_loop_config={"repo": str(REPO), "threads": threads, "shares": shares, "timed": [r.to_json() for r in runs if r.timed_steps]},
         scaling_config=ScalingConfig(num_workers=processes, use_gpu=resources.gpus > 0, resources_per_worker=per_worker),
         run_config=RunConfig(name=name, storage_path=str(Path(scratch) / "ray"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
     )
@@ -172,8 +174,15 @@ def _worker(config: dict[str, Any]) -> None:
 
     from jobs.services import training
 
-    share = config["shares"][get_context().get_world_rank()]
-    training.train_all([training.TrainingRun.from_json(text) for text in share], threads=config["threads"])
+    rank, size = get_context().get_world_rank(), get_context().get_world_size()
+    training.train_all([training.TrainingRun.from_json(text) for text in config["shares"][rank]], threads=config["threads"])
+    if config["timed"]:
+        if size > 1:  # the other processes must be idle while one is timed
+            from ray.train.collective import barrier
+
+            barrier()
+        if rank == 0:
+            training.train_all([training.TrainingRun.from_json(text) for text in config["timed"]], threads=config["threads"] * size)
 
 
 def shared_out(runs: Sequence[TrainingRun], processes: int) -> list[list[TrainingRun]]:

@@ -35,6 +35,7 @@ def spark_conf(env: Environment) -> dict[str, str]:
         "spark.master": f"local[{services.get('spark_cores', 2)}]",
         "spark.jars": ",".join(map(str, jars)),
         "spark.driver.memory": str(services.get("spark_driver_memory", "2g")),
+        "spark.driver.extraJavaOptions": str(services.get("spark_java_options", "")),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",

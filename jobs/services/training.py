@@ -31,18 +31,20 @@ STALLED_SECONDS = 120.0  # another writer that wrote nothing for so long is take
 @dataclass(frozen=True)
 class TrainingRun:
     """One training to do: ``config`` on the sequences in ``data`` (training_data.write), in ``folder``. ``keep_checkpoints`` 0: train
-    without any (a proxy of seconds). ``suite``: a file of questions to answer at the end (see suite_accuracy), or empty."""
+    without any (a proxy of seconds). ``suite``: a file of questions to answer at the end (see suite_accuracy), or empty.
+    ``timed_steps``: do only so many steps and report how long one takes (``step_seconds``, ``held_out_seconds``); nothing is learnt."""
 
     folder: str
     data: str
     config: TrainConfig
     keep_checkpoints: int = 2
     suite: str = ""
+    timed_steps: int = 0
 
     @property
     def cost(self) -> float:
         """Training FLOPs, to share runs out over processes."""
-        return self.config.model.flops_per_token * self.config.tokens_per_step * self.config.steps
+        return self.config.model.flops_per_token * self.config.tokens_per_step * (self.timed_steps or self.config.steps)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -82,7 +84,7 @@ def train_all(runs: list[TrainingRun], *, threads: int) -> None:
             if (Path(run.folder) / RESULT).is_file():
                 continue
             try:
-                write_whole(Path(run.folder) / RESULT, json.dumps(_train(run)).encode())
+                write_whole(Path(run.folder) / RESULT, json.dumps(_time(run) if run.timed_steps else _train(run)).encode())
             except (ValueError, FloatingPointError) as error:
                 write_whole(Path(run.folder) / ERROR, json.dumps({"error": f"Training stopped: {error}"}).encode())
                 return
@@ -116,6 +118,19 @@ def single_writer(folder: Path) -> Iterator[None]:
         handle.write(f"pid {os.getpid()} on {os.uname().nodename}")
         handle.flush()
         yield
+
+
+def _time(run: TrainingRun) -> dict[str, Any]:
+    """Median seconds of a step at this process's threads (the first ones warm up), and of the held-out loss over all its sequences."""
+    from jobs.services import training_data
+
+    trainer = _new_trainer(run.config, run.data)
+    seconds = [trainer.step().seconds for _ in range(min(run.timed_steps, run.config.steps))]
+    wanted = run.config.held_out_sequences
+    some = min(wanted, run.config.batch_sequences * 4)
+    started = time.perf_counter()
+    trainer.held_out_loss(training_data.read(run.data, "held_out", spread=some), some)
+    return {"step_seconds": statistics.median(seconds[len(seconds) // 4 :]), "held_out_seconds": (time.perf_counter() - started) * wanted / some}
 
 
 def _train(run: TrainingRun) -> dict[str, Any]:

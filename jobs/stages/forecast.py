@@ -19,16 +19,18 @@ from jobs.config import ForecastConfig, TrainConfig
 from jobs.contract import MoelineError, StageOutput, Tools, canonical
 from jobs.services import training_data
 from jobs.services.training import TrainingRun
-from models.scaling import RunPoint, step_seconds
-from models.scaling_fit import Forecast, fit_step_seconds, forecast_accuracy, forecast_loss
+from models.scaling import RunPoint
+from models.scaling_fit import Forecast, forecast_accuracy, forecast_loss
 
 ENGINE = "arrow"
 READS = {"sequences": "all", "benchmark_items": "all"}
 WRITES = ("forecasts",)
-REVISION = 1
+REVISION = 2
 _LEAST_PROXIES = 4
 _ITEMS_PER_TASK = 40  # questions a proxy answers: enough to anchor a law, a second or two of scoring
 _USUAL_LAUNCH_SECONDS = 25.0  # when every proxy was trained before and nothing had to be launched
+_PROCESSES = 2  # on one machine proxies are small: two beside each other on half the cores each get more done than one on all
+_TIMED_STEPS = 20  # of the target itself: what its speed is on these cores
 _TIMING_SPREAD = 0.3  # relative: how far the speed of a machine that others use too moves between minutes
 
 
@@ -45,19 +47,21 @@ def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     data = training_data.write(inputs["sequences"], Path(tools.scratch) / "sequences")
     prepared = time.monotonic() - began
     questions, suite = _questions(config, inputs["benchmark_items"], data, tools)
-    works = [
-        TrainingRun(
-            folder=tools.artifact_dir(f"proxies/{proxy_identity(proxy, data.digest, suite)}"), data=data.folder, config=proxy, keep_checkpoints=0,
-            suite=questions,
-        )
+    proxies = [
+        TrainingRun(folder=_folder(tools, "proxy", proxy, data, suite), data=data.folder, config=proxy, keep_checkpoints=0, suite=questions)
         for proxy in config.proxies
     ]  # fmt: skip
-    reused = sum((Path(work.folder) / "result.json").is_file() for work in works)
+    timed = TrainingRun(folder=_folder(tools, "timing", config.target, data, ""), data=data.folder, config=config.target, timed_steps=_TIMED_STEPS)
+    works = [*proxies, timed]
+    reused = sum((Path(work.folder) / "result.json").is_file() for work in proxies)
+    resources = tools.env.stage_resources("forecast")
     launch = ray.train(
-        tools.env, works, name=f"forecast-{tools.run_key}", resources=tools.env.stage_resources("forecast"), processes=1, scratch=tools.scratch,
-        on_step=_Progress(works, tools).on_step,
+        tools.env, works, name=f"forecast-{tools.run_key}", resources=resources, processes=1 if resources.gpus else _PROCESSES, scratch=tools.scratch,
+        on_step=_Progress(proxies, tools).on_step,
     )  # fmt: skip
-    forecasts = _forecasts(config, data, launch.results, launch.launch_seconds or _USUAL_LAUNCH_SECONDS, prepared, tools)
+    *launch.results, timing = launch.results
+    fixed = (launch.launch_seconds or _USUAL_LAUNCH_SECONDS) + prepared
+    forecasts = _forecasts(config, launch.results, timing, fixed, tools)
     decision = _decision(config, forecasts["cost_usd"].predicted + tools.cost_so_far())
     rows = _rows(config, forecasts, launch.results, decision, tools.run_key)
     metrics = _metrics(config, data, launch, forecasts, decision, tools) | {"proxies_reused": reused, "content_hash": rows[0]["content_hash"]}
@@ -67,9 +71,13 @@ def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     return StageOutput({"forecasts": pa.Table.from_pylist(rows)}, metrics)
 
 
-def proxy_identity(config: TrainConfig, sequences: str, suite: str) -> str:
+def _folder(tools: Tools, what: str, config: TrainConfig, data: training_data.TrainingData, suite: str) -> str:
+    return tools.artifact_dir(f"proxies/{proxy_identity(config, data.digest, suite, what=what)}")
+
+
+def proxy_identity(config: TrainConfig, sequences: str, suite: str, *, what: str = "proxy") -> str:
     """Name of a proxy's record: the same training on the same sequences and questions (given by digest) is done once, whoever asks."""
-    text = json.dumps({"stage": "proxy", "revision": REVISION, "config": canonical(config), "sequences": sequences, "suite": suite}, sort_keys=True)
+    text = json.dumps({"stage": what, "revision": REVISION, "config": canonical(config), "sequences": sequences, "suite": suite}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -116,40 +124,34 @@ class _Progress:
         self.tools.progress(sum(self.done.values()), self.total * 1.001, text)
 
 
-def _forecasts(
-    config: ForecastConfig, data: training_data.TrainingData, results: Sequence[Mapping[str, Any]], launch: float, prepared: float, tools: Tools
-) -> dict[str, Forecast]:
+def _forecasts(config: ForecastConfig, results: Sequence[Mapping[str, Any]], timing: Mapping[str, Any], fixed: float, tools: Tools) -> dict[str, Forecast]:
     target = config.target
     points = [RunPoint(scaling_params(p), _tokens(p), r["held_out_loss"]) for p, r in zip(config.proxies, results, strict=True)]
     try:
         loss = forecast_loss(points, params=scaling_params(target), tokens=_tokens(target), seed=target.seed)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"No loss law could be fitted to the {len(points)} proxies: {error}") from error
-    wall = _wall_seconds(config, results, launch + prepared)
+    wall = _wall_seconds(config, results, timing, fixed)
     accuracy = forecast_accuracy(
         [r["held_out_loss"] for r in results], [r["accuracy"] for r in results], chance=results[0]["chance"], items=results[0]["suite_items"], loss=loss
     )
     return {"loss": loss, "accuracy": accuracy, "wall_seconds": wall, "cost_usd": _priced(wall, tools)}
 
 
-def _wall_seconds(config: ForecastConfig, results: Sequence[Mapping[str, Any]], fixed: float) -> Forecast:
-    """Seconds of the train stage: ``fixed`` (launch and data), steps at the proxies' speed, the held-out loss."""
+def _wall_seconds(config: ForecastConfig, results: Sequence[Mapping[str, Any]], timing: Mapping[str, Any], fixed: float) -> Forecast:
+    """Seconds of the train stage: ``fixed`` (launch and data), steps as fast as the target's own timed ones, the held-out loss.
+
+    The naive forecast takes the speed per FLOP of the largest proxy.
+    """
     target = config.target
     flops = [p.model.flops_per_token * p.tokens_per_step for p in config.proxies]
-    sizes = [float(p.model.params_total) for p in config.proxies]
-    measured = [r["median_step_seconds"] for r in results]
-    per_param, per_flop = fit_step_seconds(sizes, flops, measured)
-    step = step_seconds(target.model.params_total, target.model.flops_per_token * target.tokens_per_step, per_param=per_param, per_flop=per_flop)
-    errors = [abs(step_seconds(n, f, per_param=per_param, per_flop=per_flop) / s - 1) for n, f, s in zip(sizes, flops, measured, strict=True)]
     best = max(range(len(results)), key=lambda i: (flops[i] * config.proxies[i].steps, -i))
-    held_out = results[best]["held_out_seconds"] * target.model.flops_per_token / config.proxies[best].model.flops_per_token
-    training = step * target.steps
-    naive = fixed + held_out + measured[best] / flops[best] * target.model.flops_per_token * _tokens(target)
-    spread = max(_TIMING_SPREAD, 2 * max(errors))
-    details = {"form": "fixed + steps * (per_param * params_total + per_flop * flops_per_step) + held_out", "fixed": fixed, "per_param": per_param,
-               "per_flop": per_flop, "held_out": held_out, "relative_errors": errors}  # fmt: skip
-    total = fixed + training + held_out
-    return Forecast(total, total / (1 + spread), total * (1 + spread), naive, details)
+    per_flop = results[best]["median_step_seconds"] / flops[best]
+    naive = fixed + timing["held_out_seconds"] + per_flop * target.model.flops_per_token * _tokens(target)
+    total = fixed + timing["step_seconds"] * target.steps + timing["held_out_seconds"]
+    details = {"form": "fixed + steps * step_seconds + held_out", "fixed": fixed, "step_seconds": timing["step_seconds"],
+               "held_out": timing["held_out_seconds"], "timed_steps": _TIMED_STEPS}  # fmt: skip
+    return Forecast(total, total / (1 + _TIMING_SPREAD), total * (1 + _TIMING_SPREAD), naive, details)
 
 
 def _priced(wall: Forecast, tools: Tools) -> Forecast:

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.integration
 
 SERVICES = {
     "postgres", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "mlflow", "spark-connect", "ray-head",
+    "checks",
 }  # fmt: skip
 
 

@@ -86,16 +86,23 @@ def test_over_budget_stops_or_asks():
     assert forecast._decision(replace(CONFIG, on_over_budget="ask"), 10.01) == "ask"
 
 
-def test_seconds_follow_the_measured_steps():
-    """A machine that takes 1e-9 s per parameter and 1e-11 s per FLOP, seen by four proxies."""
-
-    def step(train):
-        return 1e-9 * train.model.params_total + 1e-11 * train.model.flops_per_token * train.tokens_per_step
-
-    results = [{"median_step_seconds": step(p), "held_out_seconds": 0.5} for p in CONFIG.proxies]
-    found = forecast._wall_seconds(CONFIG, results, fixed=7.0)
-    assert found.predicted == pytest.approx(7.0 + 160 * step(TARGET) + 0.5, rel=1e-3)
+def test_seconds_follow_the_targets_own_timed_steps():
+    """The naive forecast takes the largest proxy's speed per FLOP instead."""
+    results = [{"median_step_seconds": 1e-11 * p.model.flops_per_token * p.tokens_per_step} for p in CONFIG.proxies]
+    found = forecast._wall_seconds(CONFIG, results, {"step_seconds": 0.25, "held_out_seconds": 0.5}, fixed=7.0)
+    assert found.predicted == pytest.approx(7.0 + 160 * 0.25 + 0.5)
+    assert found.naive == pytest.approx(7.0 + 160 * 1e-11 * TARGET.model.flops_per_token * TARGET.tokens_per_step + 0.5)
+    assert found.low < found.predicted < found.high
     assert isinstance(found, Forecast)
+
+
+def test_the_target_is_timed_and_nothing_of_it_is_learnt(forecasted):
+    tools, _, output = forecasted
+    law = json.loads(next(r for r in output.tables["forecasts"].to_pylist() if r["metric"] == "wall_seconds")["law"])
+    assert law["step_seconds"] > 0
+    folders = [f.parent for f in (tools.env.artifacts / "proxies").glob("*/result.json") if "step_seconds" in json.loads(f.read_text())]
+    assert len(folders) == 1
+    assert not list(folders[0].glob("step-*"))
 
 
 def test_a_corpus_smaller_than_the_target_is_said(forecasted):

@@ -128,15 +128,6 @@ def test_accuracy_stays_between_chance_and_one_and_falls_back_to_naive():
     assert flat.low < 0.25 < flat.high
 
 
-def test_step_seconds_recovers_a_planted_machine():
-    params, flops = [1e6, 1e6, 4e6, 4e6], [1e10, 2e10, 3e10, 9e10]
-    seconds = [scaling.step_seconds(p, f, per_param=5e-9, per_flop=4e-12) for p, f in zip(params, flops, strict=True)]
-    per_param, per_flop = scaling_fit.fit_step_seconds(params, flops, seconds)
-    assert (per_param, per_flop) == (pytest.approx(5e-9, rel=1e-3), pytest.approx(4e-12, rel=1e-3))
-    with pytest.raises(ValueError, match="positive"):
-        scaling_fit.fit_step_seconds([1e6], [1e10], [0.0])
-
-
 def test_run_points_and_laws_refuse_nonsense():
     with pytest.raises(ValueError, match="positive"):
         RunPoint(1e6, 0.0, 3.0)

@@ -163,3 +163,23 @@ def test_same_seed_same_weights_and_norms_are_one() -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     assert (first["transformer.norm_f.weight"] == 1).all()
     assert float(first["transformer.blocks.0.ffn.experts.mlp.w1"].std()) == pytest.approx(0.2, rel=0.02)
+
+
+def test_weights_drawn_by_width_keep_activations_of_order_one() -> None:
+    """A token's residual stream enters and leaves the blocks with a size that does not depend on the width."""
+    sizes = {}
+    for width in (32, 256):
+        config = replace(CONFIG, d_model=width, ffn_hidden=width, init="by_width", init_std=0.02)
+        model = new_model(config, seed=1).eval()
+        stds = {name: float(p.std()) for name, p in model.named_parameters()}
+        assert stds["transformer.wte.weight"] == pytest.approx(1.0, rel=0.1)
+        assert stds["lm_head.weight"] == pytest.approx(0.02, rel=0.1)
+        assert stds["transformer.blocks.0.ffn.experts.mlp.v1"] == pytest.approx(width**-0.5, rel=0.1)
+        assert stds["transformer.blocks.1.ffn.experts.mlp.w2"] == pytest.approx((2 * config.n_layers * width) ** -0.5, rel=0.1)
+        stream = []
+        model.transformer.norm_f.register_forward_hook(lambda _m, inputs, _o, stream=stream: stream.append(inputs[0]))
+        model(tokens(2, 32))
+        sizes[width] = float(stream[0].detach().std())
+    assert sizes[32] == pytest.approx(sizes[256], rel=0.3)
+    with pytest.raises(ValueError, match="init must be"):
+        replace(CONFIG, init="by_magic")

@@ -1,4 +1,4 @@
-"""The engines beside Airflow: Spark Connect, the Ray head, the MLflow server, each as a supervised service on loopback.
+"""The engines beside Airflow: Spark Connect, the Ray head, MLflow and check servers, each as a supervised service on loopback.
 
 Change here: how an engine is started. Not here: Spark's settings (jobs/services/spark.py), sizes (infra/env/*.toml).
 """
@@ -115,6 +115,20 @@ def mlflow_server(env: Environment, *, port: int, database_url: str, needs: tupl
         log=str(env.home / "logs" / "mlflow.log"), needs=needs, port=port, url=f"http://{LOOPBACK}:{port}",
         health={"http": f"http://{LOOPBACK}:{port}/health"}, stop_after=("airflow-scheduler",),
     )  # fmt: skip
+
+
+def checks(env: Environment, *, runtime_folder: Path, common: dict[str, str]) -> Service:
+    """The check server: Great Expectations imported once for all stages, on a Unix socket in the owner's folder."""
+    address = check_socket(runtime_folder)
+    variables = {**common, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return Service(
+        name="checks", argv=(sys.executable, "-m", "expectations.serve", address), env=variables, cwd=str(env.home), log=str(env.home / "logs" / "checks.log"),
+        health={"unix": address}, stop_after=("airflow-scheduler",),
+    )  # fmt: skip
+
+
+def check_socket(runtime_folder: Path) -> str:
+    return str(runtime_folder / "checks.sock")
 
 
 def _package_folder(name: str) -> Path:

@@ -66,6 +66,8 @@ def plan(env: Environment) -> dict[str, Any]:
     if "spark_remote" not in external:
         services.append(engines.spark_connect(env, port=ports["spark"], java=java, common=common))
         addresses["spark_remote"] = engines.spark_remote(env, ports["spark"])
+    services.append(engines.checks(env, runtime_folder=runtime, common=common))
+    addresses["check_socket"] = engines.check_socket(runtime)
     if "ray_address" not in external:
         services.append(engines.ray_head(env, port=ports["ray"], runtime_folder=runtime, common=common))
         addresses["ray_address"] = f"{LOOPBACK}:{ports['ray']}"
