@@ -3,7 +3,7 @@
 `plan > forecast > check_budget > (approve) > train > evaluate > review > register`, one run per recipe.
 
 * **Starts** when the asset `corpus` says that days were prepared and the recipe's minimum of new tokens has arrived since its last
-  build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget.
+  build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget, what to do over budget.
 * **forecast** trains small proxies and writes what the run will reach and cost, before the money is spent.
 * **Over budget:** the run stops here, or, if the recipe says so, *approve* asks a person and nothing is spent until someone answers.
 * **Again:** a run over the same table versions finds every result recorded, recomputes nothing and costs nothing.
@@ -45,13 +45,21 @@ with DAG(
     params={
         "recipe": recipe_param(),
         "budget_usd": Param(None, type=["null", "number"], minimum=0, title="Budget in USD", description="Replaces the recipe's budget."),
+        "over_budget": Param(
+            None,
+            type=["null", "string"],
+            enum=[None, "stop", "ask"],
+            title="Over budget",
+            description="What to do when the forecast is over the budget: stop, or ask a person. Empty: what the recipe says.",
+        ),
         "gauntlet_data": gauntlet_param(),
     },
     tags=["moeline", "model"],
 ):
     plan = PlanOperator(task_id="plan")
     budget = ["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"]
-    forecast = StageOperator(task_id="forecast", arguments=budget)
+    over_budget = ["{{ '' if params.over_budget is none else '--over-budget=' ~ params.over_budget }}"]
+    forecast = StageOperator(task_id="forecast", arguments=[*budget, *over_budget])
 
     @task.branch(task_id="check_budget", retries=0)
     def check_budget(result: dict[str, Any]) -> str:

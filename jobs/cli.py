@@ -53,7 +53,9 @@ def _status(arguments: argparse.Namespace, env: Any) -> Any:
 def _run(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch
 
-    return launch.run(env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data, budget_usd=arguments.budget)
+    return launch.run(
+        env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data, budget_usd=arguments.budget, over_budget=arguments.over_budget
+    )
 
 
 def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
@@ -115,12 +117,13 @@ def _add_commands(commands: Any) -> None:
         found.add_argument("--gauntlet-data", help="folder with Foundry's task files and data to evaluate on as well (default: GAUNTLET_DATA)")
         return found
 
-    add("up", _up, "Start the local platform (PostgreSQL, Airflow, Spark Connect, Ray, MLflow) on loopback; harmless when it runs already.")
+    add("up", _up, "Start the local platform (PostgreSQL, Airflow, Spark Connect, Ray, MLflow, checks) on loopback; harmless when it runs already.")
     add("down", _down, "Stop every service of the platform, and nothing else. Tables, models and history stay.")
     add("status", _status, "Health, address, log and restarts of every service.")
     run = with_recipe(add("run", _run, "The main job through Airflow: sample corpus, backfill of its days, one model build; with progress."))
     run.add_argument("--days", type=int, default=3, help="data days of sample corpus (default: 3)")
     run.add_argument("--budget", type=float, metavar="USD", help="replaces the recipe's budget")
+    run.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does over its budget: stop, or ask a person in Airflow")
     fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
     fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
     fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")
@@ -133,7 +136,7 @@ def _add_commands(commands: Any) -> None:
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
-    sample.add_argument("--megabytes", type=float, default=45.0, help="text over all days (default: 45)")
+    sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -34,6 +34,7 @@ Echo = Callable[[str], None]
 
 def run(
     env: Environment, recipe: str, days: int, *, echo: Echo, gauntlet_data: str | None = None, budget_usd: float | None = None,
+    over_budget: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The main job: sample corpus if nothing has landed, Airflow's backfill of its days, one model build, the report.
 
@@ -48,7 +49,8 @@ def run(
         seconds["sample corpus"] = time.monotonic() - started
         prepared = _prepare(env, client, chosen, conf, reprocess=False, echo=echo)
         seconds["prepare_corpus"] = time.monotonic() - started - sum(seconds.values())
-        build = _build(env, client, {**conf, **({} if budget_usd is None else {"budget_usd": budget_usd})}, echo)
+        choices = {"budget_usd": budget_usd, "over_budget": over_budget}
+        build = _build(env, client, {**conf, **{name: value for name, value in choices.items() if value is not None}}, echo)
         seconds["build_model"] = time.monotonic() - started - sum(seconds.values())
         runs = [*prepared, build]
         summary = _summary(client, runs)

@@ -25,7 +25,7 @@ def _scaled(train: TrainConfig, *, width: float, tokens: float) -> TrainConfig:
 
 
 def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float, **kwargs: object) -> Recipe:
-    grid = ((0.5, 0.1), (0.5, 0.2), (0.5, 0.45), (1.0, 0.2))  # half the width reaches further in tokens for the money
+    grid = ((0.5, 0.2), (0.5, 0.45), (1.0, 0.1), (1.0, 0.2))  # half the width reaches further in tokens for the money
     return Recipe(
         name=name, model=train.model, tokens=train.tokens, train=train, budget_usd=budget_usd,
         proxies=tuple(_scaled(train, width=w, tokens=t) for w, t in grid),

@@ -182,6 +182,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--interval", help="data day YYYY-MM-DD; preparation stages need it")
     found.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     found.add_argument("--budget-usd", type=float, help="replaces the recipe's budget")
+    found.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does when the forecast is over the budget")
     found.add_argument("--env", help="environment in infra/env (default: MOELINE_ENV or local)")
     found.add_argument("--debug", action="store_true", help="show tracebacks")
     return found
@@ -199,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
         recipe = recipes.load(arguments.recipe, gauntlet_data=data)
         if arguments.budget_usd is not None:
             recipe = replace(recipe, budget_usd=arguments.budget_usd)
+        if arguments.over_budget is not None:
+            recipe = replace(recipe, on_over_budget=arguments.over_budget)
         inputs = json.loads(arguments.inputs)
         for version in inputs.values():
             TableVersion.parse(version)

@@ -79,7 +79,7 @@ class Watch:
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def until_finished(self, *, poll_seconds: float = 1.0) -> list[RunSeen]:
+    def until_finished(self, *, poll_seconds: float = 2.0) -> list[RunSeen]:
         """Block until every run has ended; returns them. KeyboardInterrupt passes through with the display closed."""
         from contextlib import nullcontext
 

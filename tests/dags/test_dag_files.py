@@ -87,6 +87,10 @@ def test_the_build_form_takes_a_budget_and_refuses_a_negative_one(parsed: dict[s
     assert schema["minimum"] == 0
 
 
+def test_the_build_form_offers_to_ask_instead_of_stopping(parsed: dict[str, Any]) -> None:
+    assert parsed["dags"]["build_model"]["params"]["over_budget"]["schema"]["enum"] == [None, "stop", "ask"]
+
+
 def test_dags_explain_themselves(parsed: dict[str, Any]) -> None:
     for dag in parsed["dags"].values():
         assert dag["doc"].startswith("###")

@@ -1,0 +1,41 @@
+"""Recorded results: which version of a table vouches for which data day, when two recipes share one warehouse."""
+
+from __future__ import annotations
+
+from jobs.contract import StageResult, TableVersion
+from jobs.services import results
+
+
+def record(env, day: str, version: int, config: str) -> None:
+    results.record(env, StageResult(
+        stage="pack", run_key=f"{config}-{day}-{version}", recipe=config, interval=day, inputs={}, outputs={"sequences": f"sequences@{version}"}, metrics={},
+        config_hash=config, cost_usd=0.0, wall_seconds=0.0, code_revision="x", finished_at=f"2026-11-01T00:00:{version:02d}Z",
+    ))  # fmt: skip
+
+
+def days(env, up_to: int, config: str) -> dict[str, list[str]]:
+    found = results.days_by_version(env, "pack", "sequences", TableVersion("sequences", up_to), config)
+    return {str(version): names for version, names in found.items()}
+
+
+def test_one_recipe_reads_every_day_at_the_version_asked_for(env):
+    record(env, "2026-11-01", 1, "tiny")
+    record(env, "2026-11-02", 2, "tiny")
+    assert days(env, 2, "tiny") == {"sequences@2": ["2026-11-01", "2026-11-02"]}
+    assert days(env, 1, "tiny") == {"sequences@1": ["2026-11-01"]}
+
+
+def test_a_day_another_recipe_replaced_is_read_where_its_own_recipe_wrote_it(env):
+    record(env, "2026-11-01", 1, "tiny")
+    record(env, "2026-11-02", 2, "tiny")
+    record(env, "2026-11-01", 3, "smoke")  # the same partition, other rows
+    assert days(env, 3, "tiny") == {"sequences@1": ["2026-11-01"], "sequences@3": ["2026-11-02"]}
+    assert days(env, 3, "smoke") == {"sequences@3": ["2026-11-01"]}
+    record(env, "2026-11-01", 4, "tiny")  # done again, e.g. with other text: the newest of its own counts
+    assert days(env, 4, "tiny") == {"sequences@4": ["2026-11-01", "2026-11-02"]}
+
+
+def test_a_day_no_result_vouches_for_is_not_read(env):
+    record(env, "2026-11-01", 1, "tiny")
+    assert days(env, 5, "dbrx") == {}
+    assert days(env, 5, "tiny") == {"sequences@5": ["2026-11-01"]}
