@@ -71,7 +71,7 @@ class SampleSummary:
         return f"{parts} in {len(self.files)} files, {len(self.written)} of them new"
 
 
-def write(landing: Path, days: Sequence[str], *, target_bytes: int = 45_000_000, progress: Callable[[float, float, str], None] | None = None) -> SampleSummary:
+def write(landing: Path, days: Sequence[str], *, target_bytes: int = 42_000_000, progress: Callable[[float, float, str], None] | None = None) -> SampleSummary:
     """Put about ``target_bytes`` of text, a quarter of it documentation, into ``landing`` over ``days``.
 
     Each file appears whole (written beside, then renamed) and is left untouched when its content is already right.

@@ -19,6 +19,7 @@ ENGINE = "arrow"
 READS = {"checkpoints": "all", "scores": "all", "verdicts": "all", "forecasts": "all"}
 WRITES = ("registrations",)
 REVISION = 1
+_LONGEST_TAG = 8000  # characters, MLflow's limit
 
 
 def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
@@ -153,6 +154,9 @@ def _describe(api: Any, model_name: str, version: Any, gates: list[Gate], candid
         api.set_model_version_tag(model_name, version.version, "champion_before", before)
     api.set_model_version_tag(model_name, version.version, "candidate", json.dumps(candidate.__dict__))
     api.set_model_version_tag(model_name, version.version, "gates", json.dumps([g.to_dict() for g in gates]))
-    api.set_model_version_tag(model_name, version.version, "lineage", json.dumps(story)[:8000])
+    lineage = json.dumps(story)
+    if len(lineage) > _LONGEST_TAG:  # the row of ``registrations`` holds all of it
+        lineage = json.dumps({"checkpoint": story["checkpoint"], "forecast_run_key": story["forecast_run_key"], "stages": "see the table registrations"})
+    api.set_model_version_tag(model_name, version.version, "lineage", lineage)
     text = "\n".join(f"- {'passed' if g.passed else 'FAILED'} {g.name}: {g.sentence}" for g in gates)
     api.update_model_version(model_name, version.version, description=text)

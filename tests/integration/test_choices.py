@@ -49,6 +49,12 @@ def test_over_the_budget_a_person_is_asked_and_the_answer_counts(whole_job: Whol
         run_id = question["task_instance"]["dag_run_id"]
         assert f"the budget is **{budget:.2f} USD**" in question["body"]
         assert "train" not in {t["task_id"] for t in client.task_instances("build_model", run_id) if t["state"] in ("running", "success")}
+
+        def waiting() -> bool:
+            return any(t["task_id"] == "approve" and t["state"] == "awaiting_input" for t in client.task_instances("build_model", run_id))
+
+        until(waiting, seconds=30, what="the task approve waits")
+        time.sleep(3)  # Airflow 3.3.2 fails the task when the answer comes before the process that asked has ended; no person is that quick
         client.answer("build_model", run_id, "approve", [answer])
         thread.join(300)
         states = {t["task_id"]: t["state"] for t in client.task_instances("build_model", run_id)}
