@@ -30,6 +30,8 @@ class PlanOperator(StageOperator):
         found = super().execute(context)
         if context["dag_run"].run_type == "asset_triggered" and not found["enough"]:
             raise AirflowSkipException(f"{found['new_tokens']:,} new tokens since the last build; the recipe waits for {found['min_new_tokens']:,}.")
+        if found["missing"]:
+            raise AirflowFailException(found["missing"])
         return found
 
 

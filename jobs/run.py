@@ -139,7 +139,10 @@ def code_revision() -> str:
 
 
 def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
-    """What a model build would read now, and whether enough new tokens arrived since the recipe's last build."""
+    """What a model build would read now, and whether enough new tokens arrived since the recipe's last build.
+
+    ``missing`` says in a sentence what no day has written yet, or is empty: a build by hand is refused with it, one by the asset waits.
+    """
     configs = {stage: config_hash(recipe.stage_config(stage)) for stage in ("pack", "decontaminate")}
     days = {r.interval: r for r in results.of_stage(env, "pack") if r.config_hash == configs["pack"]}  # newest result per day
     tokens = sum(int(r.metrics.get("tokens", 0)) for r in days.values())
@@ -147,14 +150,15 @@ def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
     before = int(built.metrics.get("corpus_tokens", 0)) if built else 0
     tables = {"sequences": "pack", "benchmark_items": "decontaminate", "contamination": "decontaminate", "training_documents": "decontaminate"}
     versions = {table: results.newest_version(env, stage, table, configs[stage]) for table, stage in tables.items()}
-    missing = [table for table, version in versions.items() if version is None]
-    if missing:
-        raise MoelineError(
-            f"A model needs {', '.join(missing)}, which no data day has written yet. Run prepare_corpus for at least one day (moeline backfill)."
-        )
+    absent = [table for table, version in versions.items() if version is None]
+    missing = (
+        f"A model of recipe {recipe.name} needs {', '.join(absent)}, which no data day has written for it yet. "
+        "Run prepare_corpus with this recipe for at least one day (moeline backfill)."
+    )
     return {
+        "missing": missing if absent else "",
         "enough": tokens - before >= recipe.min_new_tokens, "new_tokens": tokens - before, "min_new_tokens": recipe.min_new_tokens,
-        "corpus_tokens": tokens, "days": sorted(d for d in days if d), "inputs": {table: str(version) for table, version in versions.items()},
+        "corpus_tokens": tokens, "days": sorted(d for d in days if d), "inputs": {table: str(version) for table, version in versions.items() if version},
     }  # fmt: skip
 
 

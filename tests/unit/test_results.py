@@ -1,8 +1,9 @@
-"""Recorded results: which version of a table vouches for which data day, when two recipes share one warehouse."""
+"""Recorded results: which version vouches for which data day when two recipes share a warehouse, and what a build finds to read."""
 
 from __future__ import annotations
 
-from jobs.contract import StageResult, TableVersion
+from jobs import recipes, run
+from jobs.contract import StageResult, TableVersion, config_hash
 from jobs.services import results
 
 
@@ -39,3 +40,26 @@ def test_a_day_no_result_vouches_for_is_not_read(env):
     record(env, "2026-11-01", 1, "tiny")
     assert days(env, 5, "dbrx") == {}
     assert days(env, 5, "tiny") == {"sequences@5": ["2026-11-01"]}
+
+
+def prepared(env, recipe, day: str, version: int, tokens: int) -> None:
+    for stage, tables in {"decontaminate": ("training_documents", "contamination", "benchmark_items"), "pack": ("sequences",)}.items():
+        results.record(env, StageResult(
+            stage=stage, run_key=f"{stage}-{day}", recipe=recipe.name, interval=day, inputs={}, outputs={t: f"{t}@{version}" for t in tables},
+            metrics={"tokens": tokens}, config_hash=config_hash(recipe.stage_config(stage)), cost_usd=0.0, wall_seconds=0.0, code_revision="x",
+            finished_at=f"2026-11-01T00:00:{version:02d}Z",
+        ))  # fmt: skip
+
+
+def test_a_build_waits_for_its_recipes_tokens_and_says_what_is_missing(env):
+    recipe = recipes.load("smoke")
+    found = run.plan(env, recipe)
+    assert not found["enough"] and found["inputs"] == {}
+    assert "recipe smoke needs sequences, benchmark_items, contamination, training_documents" in found["missing"]
+    prepared(env, recipe, "2026-11-01", 1, recipe.min_new_tokens - 1)
+    found = run.plan(env, recipe)
+    assert (found["enough"], found["missing"], found["inputs"]["sequences"]) == (False, "", "sequences@1")
+    prepared(env, recipe, "2026-11-02", 2, 1)
+    found = run.plan(env, recipe)
+    assert found["enough"] and found["days"] == ["2026-11-01", "2026-11-02"] and found["inputs"]["sequences"] == "sequences@2"
+    assert not run.plan(env, recipes.load("tiny"))["enough"]  # another recipe's days are not its own
