@@ -57,7 +57,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)  # the first page of a cold Airflow on two busy cores took more than 30 s
         page.on("pageerror", lambda error: problems.append(f"script: {error}"))
         page.on("console", lambda message: problems.append(f"console: {message.text}") if _ours_and_bad(message) else None)
         page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))

@@ -49,7 +49,7 @@ def place(platform, corpus, tmp_path):
 
     def make(name: str) -> Environment:
         toml = tmp_path / f"{name}.toml"
-        addresses = {k: v for k, v in platform.platform.items() if k in ("spark_remote", "ray_address", "mlflow_uri")}
+        addresses = {k: v for k, v in platform.platform.items() if k in ("spark_remote", "ray_address", "mlflow_uri", "check_socket")}
         toml.write_text((REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items()))
         home = tmp_path / name
         shutil.copytree(corpus, home / "landing")
