@@ -93,5 +93,5 @@ class Environment:
         addresses: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError):
             addresses = json.loads((self.home / PLATFORM_FILE).read_text()).get("addresses", {})
-        given = {key: self.services[key] for key in ("spark_remote", "ray_address", "mlflow_uri", "postgres_url") if self.services.get(key)}
+        given = {key: self.services[key] for key in ("spark_remote", "ray_address", "mlflow_uri", "check_socket", "postgres_url") if self.services.get(key)}
         return {**addresses, **given}
