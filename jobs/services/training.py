@@ -44,7 +44,7 @@ class TrainingRun:
     @property
     def cost(self) -> float:
         """Training FLOPs, to share runs out over processes."""
-        return self.config.model.flops_per_token * self.config.tokens_per_step * (self.timed_steps or self.config.steps)
+        return self.config.model.flops_per_token * self.config.tokens_per_step * self.config.steps
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
