@@ -195,7 +195,7 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], device: Any) -> Any:
     """int64 (B, T) of ``rows`` filled up on the right with token 0, T large enough for a pass whose rows do not depend on their number."""
     import torch
 
-    width = max(max(map(len, rows)), -(-least_rows() // len(rows)))
+    width = max(*map(len, rows), -(-least_rows() // len(rows)))
     filled = np.zeros((len(rows), width), dtype=np.int64)
     for row, ids in zip(filled, rows, strict=True):
         row[: len(ids)] = ids

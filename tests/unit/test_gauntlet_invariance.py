@@ -57,13 +57,13 @@ def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
         found = scorer(shared_prefix=shared_prefix).continuation_scores(pairs)
         for context, continuation in set(pairs):
             with torch.inference_mode():
-                logits_TV = model()(torch.tensor([[*context, *continuation]])).logits_BTV[0, len(context) - 1 : -1].double()
-            logprobs = logits_TV.log_softmax(-1)[range(len(continuation)), list(continuation)]
+                logits = model()(torch.tensor([[*context, *continuation]])).logits_BTV[0, len(context) - 1 : -1].double()
+            logprobs = logits.log_softmax(-1)[range(len(continuation)), list(continuation)]
             got = found[context, continuation]
             assert got.n_tokens == len(continuation) and got.sum_logprob == pytest.approx(logprobs.sum().item(), abs=2e-4)
-            margin = logits_TV.topk(2).values
+            margin = logits.topk(2).values
             sure = margin[:, 0] - margin[:, 1] > 1e-3
-            assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits_TV.argmax(-1)[sure].tolist()
+            assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits.argmax(-1)[sure].tolist()
 
 
 @settings(max_examples=10, **SLOW)
@@ -143,3 +143,33 @@ def test_shared_beginnings_are_counted_once():
     assert positions_of(prefix_tree(sequences, [0] * 10, shared=False)) == 10 * 102
     with pytest.raises(ValueError, match="sort the sequences"):
         prefix_tree([np.array([2, 1]), np.array([1, 2])], [0, 0])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_hugging_face_model_shares_beginnings_with_the_same_scores(family):
+    transformers = pytest.importorskip("transformers")
+    from models.gauntlet.scoring import Scorer
+    from models.huggingface_cache import CachedCausalLM
+    from models.kv_cache import KVCache
+
+    torch.manual_seed(3)
+    theirs = {
+        "llama": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2
+            )
+        ),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=1024, n_embd=64, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2)
+        ),
+    }[family]().eval()
+    rng = random.Random(1)
+    pairs = long_beginnings([(tuple(rng.choices(range(2, 1000), k=4)), tuple(rng.choices(range(2, 1000), k=rng.randint(1, 4)))) for _ in range(20)], rng)
+
+    def found(some, batch_tokens=4096, cache_type=KVCache):
+        return Scorer(CachedCausalLM(theirs), encoder(), max_seq_len=256, batch_tokens=batch_tokens, cache_type=cache_type).continuation_scores(some)
+
+    expected = found(pairs)
+    assert found(pairs, batch_tokens=1) == expected and found(pairs[:3]) == {pair: expected[pair] for pair in pairs[:3]}
+    for (context, continuation), plain in found(pairs, cache_type=None).items():
+        assert expected[context, continuation].sum_logprob == pytest.approx(plain.sum_logprob, abs=2e-4)
