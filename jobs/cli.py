@@ -90,6 +90,24 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     return report.summary(env)
 
 
+def _compare(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import compare
+
+    found = compare.compare(env, arguments.model_a, arguments.model_b, by_text=arguments.by_text)
+    if not arguments.json:
+        print(compare.render(found), end="")
+    return found
+
+
+def _audit(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import audit
+
+    found = audit.audit(arguments.responses, out=arguments.out, verdicts=arguments.verdicts, top=arguments.top)
+    if not arguments.json:
+        print(audit.render(found), end="")
+    return found
+
+
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
@@ -133,6 +151,17 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
+    for side in ("model_a", "model_b"):
+        pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
+    pair.add_argument("--by-text", action="store_true", help="items are the same when prompt and choices read the same, whatever the tokenizer")
+    check = add("audit", _audit, "Rank benchmark items by how likely their key is wrong, from several strong models' answers. Never relabels anything.")
+    check.add_argument(
+        "--responses", nargs="+", required=True, metavar="FILE", help=".csv or .parquet of answers (item_id, model, prediction, gold), or folders"
+    )
+    check.add_argument("--out", metavar="DIR", help="write a review sheet (CSV) there")
+    check.add_argument("--verdicts", metavar="FILE", help="the review sheet with its column verdict filled in: scores with and without rejected items")
+    check.add_argument("--top", type=int, default=200, help="items shown and put on the sheet (default: 200)")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
