@@ -17,6 +17,7 @@ from jobs.services import delta, results
 
 VERDICTS = ("proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong")
 POINT = ("benchmark", "category", "n", "accuracy", "stderr", "chance", "best_constant", "score", "accuracy_clean", "n_contaminated")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also their full-width forms
 _ITEM = ("item_id", "kind", "choices", "sum_logprobs", "mean_logprobs", "output", "prediction", "gold", "correct", "truncated", "n_prompt_tokens", "item")
 
 
@@ -96,4 +97,4 @@ def _cell(value: Any) -> Any:
     if value is None or isinstance(value, (int, float)):
         return value
     text = value if isinstance(value, str) else json.dumps(value)
-    return f"'{text}" if text.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠") and text else text
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
