@@ -48,8 +48,8 @@ def items(
     if evaluated is None or "responses" not in evaluated.outputs:
         raise MoelineError(f"No evaluation with run key {run_key!r} is recorded. Reload the page.")
     reviewed = _reviews(env, evaluated, benchmark)
-    answers = delta.dataset(env, TableVersion.parse(evaluated.outputs["responses"]), where_in=[run_key])
-    asked = ds.field("benchmark") == benchmark
+    answers = delta.dataset(env, TableVersion.parse(evaluated.outputs["responses"]))
+    asked = (ds.field("run_key") == run_key) & (ds.field("benchmark") == benchmark)  # the partition column: other runs' files are not opened
     ids = answers.to_table(columns=["item_id"], filter=asked)["item_id"].to_pylist()
     chosen = [i for i in ids if verdict is None or reviewed.get(i, {}).get("verdict") == verdict]
     chosen.sort(key=lambda i: (_margin(reviewed.get(i)), i))
@@ -71,7 +71,8 @@ def _reviews(env: Environment, evaluated: StageResult, benchmark: str) -> dict[s
     own = [r for r in results.of_stage(env, "review") if r.inputs.get("responses") == evaluated.outputs["responses"] and "verdicts" in r.outputs]
     if not own:
         return {}
-    table = delta.dataset(env, own[-1].table("verdicts"), where_in=[own[-1].run_key]).to_table(filter=ds.field("benchmark") == benchmark)
+    asked = (ds.field("run_key") == own[-1].run_key) & (ds.field("benchmark") == benchmark)
+    table = delta.dataset(env, own[-1].table("verdicts")).to_table(filter=asked)
     return {row["item_id"]: row for row in table.to_pylist()}
 
 
