@@ -204,5 +204,5 @@ WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py hol
     "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
     "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
     "benchmark_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train", "scores": "evaluate",
-    "responses": "evaluate", "verdicts": "review", "failures": "review", "registrations": "register",
+    "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review", "registrations": "register",
 }  # fmt: skip
