@@ -137,9 +137,10 @@ def max_seq_len(config: dict[str, Any], default: int = 2048) -> int:
     return default
 
 
-def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> tuple[OutsideModel, Any]:
-    """(model on ``device``, transformers tokenizer). Never runs code from the folder, never opens a pickle, never asks the network.
+def load(folder: Path, *, tokenizer: Path | None = None, device: str = "cpu", dtype: str = "float32") -> tuple[OutsideModel, Any]:
+    """(model on ``device``, transformers tokenizer of ``tokenizer`` or the folder itself).
 
+    Never runs code from the folder, never opens a pickle, never asks the network.
     Raises ValueError with the reason when transformers cannot build the model, or tokenizer and model do not belong together.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -147,7 +148,7 @@ def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> tuple[
     read_config(folder)
     weight_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        words = AutoTokenizer.from_pretrained(tokenizer or folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises anything for a broken folder
         raise ValueError(f"{folder}: the tokenizer cannot be read ({_short(error)}). The folder needs tokenizer.json, or give --tokenizer.") from error
     try:
@@ -161,8 +162,8 @@ def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> tuple[
     if wrong := list(report.get("mismatched_keys") or ()):
         raise ValueError(f"{folder}: {len(wrong)} weights have another shape than config.json says, for example {wrong[0]}.")
     outside = OutsideModel(model.to(device))
-    check_vocabulary(folder, (tokenizer.get_vocab() or {"": 0}).values(), outside.vocab_size)
-    return outside, tokenizer
+    check_vocabulary(folder, (words.get_vocab() or {"": 0}).values(), outside.vocab_size)
+    return outside, words
 
 
 def check_vocabulary(folder: Path, token_ids: Any, vocab_size: int) -> None:
