@@ -126,12 +126,6 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     return given.evaluate(arguments, env, echo=_say)
 
 
-def _gauntlet(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs.services import gauntlet_data
-
-    return gauntlet_data.fetch(Path(arguments.to), url=arguments.url or env.services.get("gauntlet_url", ""), echo=_say)
-
-
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
@@ -181,10 +175,6 @@ def _add_commands(commands: Any) -> None:
     from jobs.evaluating import arguments as evaluation
 
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
-    gauntlet = add("gauntlet", _gauntlet, "fetch: get Foundry's task files and data at the pinned commit, verified, into a folder outside the repository.")
-    gauntlet.add_argument("what", choices=("fetch",))
-    gauntlet.add_argument("--to", required=True, metavar="DIR", help="where the data go; what is there already and right is kept")
-    gauntlet.add_argument("--url", help="template with {commit} and {path} (default: gauntlet_url of the environment file)")
 
 
 def parser() -> argparse.ArgumentParser:

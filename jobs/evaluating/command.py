@@ -39,7 +39,6 @@ class Options:
     tokenizer: Path | None = None
     served_model: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    include_path: str | None = None
 
 
 @dataclass
@@ -78,7 +77,7 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
     if options.batch_tokens < 1:
         raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
     asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items)
-    if not asked.benchmarks and not asked.lm_eval:
+    if not asked.benchmarks:
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers)
     asker = _Asker(evaluated, options)
@@ -89,12 +88,11 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
         try:
             responses = _all_answers(asked, asker, journal, cache, progress)
             scores = [_score(b, responses[b.task.label], options.mode) for b in asked.benchmarks]
-            outside = _lm_eval(asked, asker, echo)
-            result = _result(options, evaluated, asked, scores) | {"lm_eval": {name: found["results"] for name, found in outside.items()}}
+            result = _result(options, evaluated, asked, scores)
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
-        writing.write(options.out, result, asked, responses, outside)
+        writing.write(options.out, result, asked, responses)
     return result
 
 
@@ -103,7 +101,7 @@ def _model(options: Options, asked: questions.Questions, tokenizers: Path | None
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
     from jobs.services.endpoint import CHARACTERS
 
-    refused = [b.task.label for b in asked.benchmarks if b.task.kind != GENERATION] + [f"{questions.LM_EVAL}{name}" for name in asked.lm_eval]
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind != GENERATION]
     if refused:
         raise MoelineError(
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "
@@ -139,14 +137,6 @@ def _all_answers(
             cache.store(key, known)
         found[label] = [known[i] for i in kept]
     return found
-
-
-def _lm_eval(asked: questions.Questions, asker: _Asker, echo: Callable[[str], None]) -> dict[str, Any]:
-    if not asked.lm_eval:
-        return {}
-    from jobs.evaluating import lm_eval_tasks
-
-    return lm_eval_tasks.run(asked.lm_eval, asker.scorer, limit=asker.options.max_items, include_path=asker.options.include_path, echo=echo)
 
 
 def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.Questions, scores: Sequence[averages.Score]) -> dict[str, Any]:

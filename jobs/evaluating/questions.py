@@ -1,4 +1,4 @@
-"""What is asked: a suite (Foundry's task or gauntlet YAML, lm_eval's tasks beside them), narrowed by --tasks and --max-items.
+"""What is asked: a suite (Foundry's task or gauntlet YAML), narrowed by --tasks and --max-items.
 
 Anything that makes it less than the whole suite is said in ``partial``, and then no mean is called core_average.
 Change here: how a suite is chosen. Not here: Foundry's formats (models/gauntlet/tasks.py).
@@ -10,24 +10,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jobs.contract import MoelineError
 from models.gauntlet import own_data, tasks
 from models.gauntlet.tasks import Benchmark
 
-LM_EVAL = "lm_eval/"
 _ORDER_SEED = 1234
 
 
 @dataclass(frozen=True)
 class Questions:
-    """``kept``: label -> item ids asked, in file order. ``lm_eval``: names of lm_eval tasks. ``partial``: why this is not the whole suite."""
+    """``kept``: label -> item ids asked, in file order. ``partial``: why this is not the whole suite."""
 
     suite: str
     benchmarks: tuple[Benchmark, ...]
     kept: dict[str, tuple[str, ...]]
-    lm_eval: tuple[str, ...]
     partial: tuple[str, ...]
 
 
@@ -38,20 +35,19 @@ def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | N
     try:
         file = _suite_file(suite, data)
         tasks_yaml, gauntlet_yaml = _yaml_pair(file)
-        entries, elsewhere = _entries(tasks_yaml)
         folder = data / "local_data" if (data / "local_data").is_dir() else data
-        declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml)] if entries else []
-        wanted, lm_eval = _selected(declared, elsewhere, only, file)
-        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted) if wanted else []
+        declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml)]
+        wanted = _selected(declared, only, file)
+        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"Suite {suite}: {str(error).replace('only=', '--tasks')}") from error
     kept = {b.task.label: _kept(b, max_items) for b in benchmarks}
     partial = []
     if left := sorted(set(declared) - set(wanted)):
         partial.append(f"--tasks leaves out {', '.join(left)}")
-    if any(len(kept[b.task.label]) < len(b.items) for b in benchmarks) or (max_items and lm_eval):
+    if any(len(kept[b.task.label]) < len(b.items) for b in benchmarks):
         partial.append(f"--max-items {max_items}")
-    return Questions(file.name, tuple(benchmarks), kept, lm_eval, tuple(partial))
+    return Questions(file.name, tuple(benchmarks), kept, tuple(partial))
 
 
 def _suite_file(suite: str, data: Path) -> Path:
@@ -76,7 +72,7 @@ def _yaml_pair(file: Path) -> tuple[Path, Path | None]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"cannot read {file}: {error}") from None
-    if not isinstance(content, dict) or {"icl_tasks", "lm_eval"} & set(content):
+    if not isinstance(content, dict) or "icl_tasks" in content:
         return file, None
     if not {"eval_gauntlet", "categories"} & set(content):
         raise ValueError(f"{file} has neither icl_tasks nor eval_gauntlet. Give a task or gauntlet YAML in Foundry's format.")
@@ -86,29 +82,12 @@ def _yaml_pair(file: Path) -> tuple[Path, Path | None]:
     return beside, file
 
 
-def _entries(tasks_yaml: Path) -> tuple[list[Any], list[str]]:
-    """(Foundry's entries, names of the lm_eval tasks) of a tasks YAML."""
-    import yaml
-
-    content = yaml.safe_load(tasks_yaml.read_text(encoding="utf-8"))
-    entries = content.get("icl_tasks") if isinstance(content, dict) else None
-    names = content.get("lm_eval", []) if isinstance(content, dict) else []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"{tasks_yaml}: lm_eval must be a task name or a list of them, found {names!r:.200}.")
-    return (entries if isinstance(entries, list) else []), names
-
-
-def _selected(declared: Sequence[str], elsewhere: Sequence[str], only: Sequence[str], file: Path) -> tuple[list[str], tuple[str, ...]]:
-    if not only:
-        return list(declared), tuple(elsewhere)
-    wanted: list[str] = []
-    for name in only:
-        wanted += tasks.SELECTIONS.get(name, (name,))
-    foundry = [name for name in wanted if not name.startswith(LM_EVAL)]
-    if unknown := sorted(set(foundry) - set(declared)):
-        raise ValueError(f"{file.name} has no task {', '.join(unknown)}. It has {', '.join(sorted(declared)) or 'none'}; lm_eval's are named {LM_EVAL}NAME.")
-    return [label for label in declared if label in set(foundry)], tuple(dict.fromkeys(n.removeprefix(LM_EVAL) for n in wanted if n.startswith(LM_EVAL)))
+def _selected(declared: Sequence[str], only: Sequence[str], file: Path) -> list[str]:
+    """The declared labels that ``only`` names (all, if it names none), in YAML order."""
+    wanted = {label for name in only or declared for label in tasks.SELECTIONS.get(name, (name,))}
+    if unknown := sorted(wanted - set(declared)):
+        raise ValueError(f"{file.name} has no task {', '.join(unknown)}. It has {', '.join(sorted(declared))}.")
+    return [label for label in declared if label in wanted]
 
 
 def _kept(benchmark: Benchmark, max_items: int | None) -> tuple[str, ...]:
@@ -124,4 +103,4 @@ def digest(questions: Questions) -> str:
     """sha256 hex of which items are asked."""
     import hashlib
 
-    return hashlib.sha256(json.dumps([questions.kept, questions.lm_eval], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(questions.kept, sort_keys=True).encode()).hexdigest()

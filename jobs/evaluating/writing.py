@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluating.answers import write_whole
-from jobs.evaluating.questions import LM_EVAL, Questions
+from jobs.evaluating.questions import Questions
 from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Task
 
@@ -61,12 +61,11 @@ class Progress:
         self.echo(f"{self.label}: {int(now):,} of {self.total:,} items, {elapsed:.0f} s, {left}")
 
 
-def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Mapping[str, Sequence[Response]], outside: Mapping[str, Any]) -> None:
+def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Mapping[str, Sequence[Response]]) -> None:
     """Write the three files into ``out``; scores.json last, so that its presence says the others are there."""
     kinds = {b.task.label: b.task for b in asked.benchmarks}
     digest = result["weights_digest"][:16]
     rows = [_row(kinds[label], r, digest) for label, answered in responses.items() for r in answered]
-    rows += [_sample_row(name, sample, digest) for name, found in outside.items() for sample in found["samples"]]
     write_whole(out / RESPONSES, _parquet(rows))
     write_whole(out / REPORT, report(result, responses).encode())
     write_whole(out / SCORES, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
@@ -82,15 +81,6 @@ def _row(task: Task, response: Response, weights_digest: str) -> dict[str, Any]:
         "choices": [c[:MAX_CHOICE_CHARS] for c in response.choices], "sum_logprobs": list(response.sum_logprobs),
         "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
         "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest, "item": json.dumps(item),
-    }  # fmt: skip
-
-
-def _sample_row(name: str, sample: Mapping[str, Any], weights_digest: str) -> dict[str, Any]:
-    return {
-        "benchmark": f"{LM_EVAL}{name}", "category": "lm_eval", "item_id": sample["item_id"], "kind": sample["kind"], "prompt_hash": sample["prompt_hash"],
-        "n_prompt_tokens": sample["n_prompt_tokens"], "n_choice_tokens": [], "choices": sample["choices"], "sum_logprobs": sample["sum_logprobs"],
-        "mean_logprobs": [], "output": sample["output"], "prediction": sample["prediction"], "gold": sample["gold"], "correct": sample["correct"],
-        "truncated": False, "weights_digest": weights_digest, "item": json.dumps({"metrics": sample["metrics"]}),
     }  # fmt: skip
 
 
@@ -125,9 +115,6 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
         ]
         lines += [_score_line(s) for s in (*result["scores"], *result["categories"], result["average"])]
         lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
-    for name, metrics in result["lm_eval"].items():
-        numbers = ", ".join(f"{plain(k)} {v:.4f}" for k, v in sorted(metrics.items()) if isinstance(v, float))
-        lines.append(f"- lm\\_eval task {plain(name)}: {numbers}")
     if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
         lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
     lines += _examples(responses)

@@ -35,10 +35,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self):  # noqa: N802 - the standard library's name
+    def do_GET(self):
         self.answer(200, {"data": [{"id": "served"}]})
 
-    def do_POST(self):  # noqa: N802 - the standard library's name
+    def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.keys.add(self.headers["Authorization"])
         if self.server.failures > 0:
