@@ -118,7 +118,7 @@ async function drawItems(box, ticket) {
     if (ticket !== asked) return;
     const last = Math.min(found.total, found.offset + PAGE);
     box.replaceChildren(el("div", { class: "card-head" }, el("h2", null, `Items of ${state.benchmark}`), el("a", { class: "csv", href: `api/items.csv?${query}`, download: "items.csv" }, "Items as CSV")),
-      found.items.length ? found.items.map(item) : el("p", { class: "empty" }, "No item matches."),
+      ...(found.items.length ? found.items.map(item) : [el("p", { class: "empty" }, "No item matches.")]),
       el("div", { class: "pager" }, el("button", { type: "button", disabled: found.offset === 0, onclick: set({ offset: Math.max(0, state.offset - PAGE) }) }, "Previous"),
         `${found.total ? found.offset + 1 : 0} to ${last} of ${found.total}, worst margin first`, el("button", { type: "button", disabled: last >= found.total, onclick: set({ offset: state.offset + PAGE }) }, "Next")));
   } catch (error) {
