@@ -20,6 +20,8 @@ _EXAMPLES = """examples:
   moeline run --recipe tiny --days 3               the whole job through Airflow, with progress
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
+  moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
+  moeline compare v1 champion                      paired, on the items both answered
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -157,6 +159,18 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
+    sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
+    sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
+    sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
+    _add_model_commands(add)
+
+
+def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What is asked about models that exist: evaluate, compare, audit."""
+    from jobs.evaluating import arguments as evaluation
+
+    evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
     pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
     for side in ("model_a", "model_b"):
         pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
@@ -168,13 +182,6 @@ def _add_commands(commands: Any) -> None:
     check.add_argument("--out", metavar="DIR", help="write a review sheet (CSV) there")
     check.add_argument("--verdicts", metavar="FILE", help="the review sheet with its column verdict filled in: scores with and without rejected items")
     check.add_argument("--top", type=int, default=200, help="items shown and put on the sheet (default: 200)")
-    sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
-    sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
-    sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
-    sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
-    from jobs.evaluating import arguments as evaluation
-
-    evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
 
 
 def parser() -> argparse.ArgumentParser:

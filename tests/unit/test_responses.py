@@ -15,8 +15,6 @@ from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.services import delta, responses, results
 from jobs.stages import register
 
-# delta.dataset filters partitions by a keyword that deltalake 1.6 deprecates; that is not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore:`partition_filters` is deprecated:DeprecationWarning")
 SHA = {1: "aaaaaa1111111111", 2: "aaaaaa2222222222"}
 
 
