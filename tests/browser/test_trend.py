@@ -30,8 +30,7 @@ def answers(env: Environment, build: Build, n: int, *, prompt: str = "What is {i
         responses.append({
             "run_key": build.key("evaluate"), "benchmark": benchmark, "category": "language", "item_id": f"i{i:06d}", "kind": "multiple_choice",
             "prompt_hash": "0" * 16, "n_prompt_tokens": 5, "choices": ["=1+1", prompt.format(i=i)], "sum_logprobs": means, "mean_logprobs": means,
-            "output": "x",
-            "prediction": int(wrong), "gold": 0, "correct": not wrong, "truncated": False, "weights_digest": "0" * 16,
+            "output": "x", "prediction": int(wrong), "gold": 0, "correct": not wrong, "truncated": False, "weights_digest": "0" * 16,
             "item": json.dumps({"prompt": prompt.format(i=i), "subset": ""}),
         })  # fmt: skip
         verdicts.append({
