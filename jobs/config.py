@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jobs.contract import MoelineError
+from jobs.contract import MoelineError, config_hash
 from models.config import ModelConfig
 
 
@@ -184,6 +184,14 @@ class Recipe:
         if stage in {f.name for f in fields(self)} and stage in STAGES:
             return getattr(self, stage)
         raise MoelineError(f"Unknown stage {stage!r}. The stages are {', '.join(STAGES)}.")
+
+    def config_hash(self, stage: str) -> str:
+        """16 hex digits that two recipes share exactly when they ask the same of ``stage``, and of all stages before it where it prepares data.
+
+        Rows that were filtered or decontaminated otherwise are another corpus, whatever the stage itself was asked to do with them.
+        """
+        asked = [self.stage_config(s) for s in PREPARE_STAGES[: PREPARE_STAGES.index(stage) + 1]] if stage in PREPARE_STAGES else self.stage_config(stage)
+        return config_hash(asked)
 
 
 PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
