@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench bench-eval up down status clean lock
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -36,6 +36,9 @@ screenshot: setup ## Rewrite the README's picture of the page
 
 bench: setup ## Measure the fixed costs
 	@$(bin)/python -m pytest tests/bench -s -o python_files='bench_*.py'
+
+bench-eval: setup ## Measure scoring beside lm_eval's hf backend, or a plain loop where accelerate is missing (BENCH_ITEMS=3 per task)
+	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_eval.py -s -q -o python_files='bench_*.py'
 
 up: setup ## Start the platform
 	@$(bin)/moeline up

@@ -230,9 +230,19 @@ VERDICTS = Table(
         RUN_KEY, C("benchmark", "string", "task label"), C("item_id", "string", "item"),
         C("verdict", "string", "proper | lucky | constant_answer | contaminated | format_failure | near_miss | wrong"),
         C("margin", "float64", "mean log-probability of gold minus best other, nats/token", nullable=True), C("evidence", "string", "why, one line"),
+        C("second_choice", "int32", "index of the option after the chosen one", nullable=True),
+        C("lead", "float64", "mean log-probability of chosen minus second choice, nats/token", nullable=True),
+        C("pattern", "string", "rule that needs no understanding and gives this answer too", nullable=True),
+        C("pattern_agreement", "float64", "share of the task's answers that follow it", nullable=True),
+        C("format", "string", "ok | empty | no_words"), C("contaminated", "bool", "training text overlaps the item"),
+        C("key_suspect", "bool", "wrong, with a lead at which this model otherwise agrees with the key; weak: one model"),
+        C("failure_group", "int32", "group in failure_groups", nullable=True),
     ),
     "run_key",
-    (one_of("verdict", "proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong"), at_least(1)),
+    (
+        one_of("verdict", "proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong"), at_least(1),
+        one_of("format", "ok", "empty", "no_words"), between("lead", 0.0), between("pattern_agreement", 0.0, 1.0), between("failure_group", 0),
+    ),
 )  # fmt: skip
 FAILURES = Table(
     "failures", "where a model fails: one row per task", ("benchmark", "run_key"),
@@ -242,6 +252,21 @@ FAILURES = Table(
     ),
     "run_key",
     (at_least(1),),
+)  # fmt: skip
+FAILURE_GROUPS = Table(
+    "failure_groups", "wrong answers that belong together, and the training text nearest to them", ("failure_group", "run_key"),
+    (
+        RUN_KEY, C("failure_group", "int32", "0.. within the run, most failures first"), C("benchmark", "string", "task label"),
+        C("category", "string", "category"), C("subset", "string", "subset or source of the items, or empty"), C("verdict", "string", "as in verdicts; mixed: several"),
+        C("n", "int64", "failed items"), C("n_items", "int64", "items of the task with this subset"), C("words", "list<string>", "what tells its texts apart"),
+        C("item_ids", "list<string>", "failed items, nearest to the group's middle first"),
+        C("nearest_documents", "string", "JSON list: doc_id, interval, source, uri, licence, cosine"),
+        C("sources", "string", "JSON list: source, share of the similarity of the nearest documents"),
+        C("n_sampled", "int64", "training documents looked at"), C("n_documents", "int64", "training documents there are"),
+    ),
+    "run_key",
+    (between("failure_group", 0), between("n", 1),
+     one_of("verdict", "constant_answer", "format_failure", "near_miss", "wrong", "mixed")),
 )  # fmt: skip
 REGISTRATIONS = Table(
     "registrations", "a model version, its gates and its alias", ("run_key",),
@@ -288,6 +313,6 @@ TABLES: dict[str, Table] = {
     t.name: t
     for t in (
         DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
-        SEQUENCES, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, REGISTRATIONS, CHECKS, COSTS,
+        SEQUENCES, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, FAILURE_GROUPS, REGISTRATIONS, CHECKS, COSTS,
     )
 }  # fmt: skip

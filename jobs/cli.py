@@ -20,6 +20,8 @@ _EXAMPLES = """examples:
   moeline run --recipe tiny --days 3               the whole job through Airflow, with progress
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
+  moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
+  moeline compare v1 champion                      paired, on the items both answered
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -90,6 +92,24 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     return report.summary(env)
 
 
+def _compare(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import compare
+
+    found = compare.compare(env, arguments.model_a, arguments.model_b, by_text=arguments.by_text)
+    if not arguments.json:
+        print(compare.render(found), end="")
+    return found
+
+
+def _audit(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import audit
+
+    found = audit.audit(arguments.responses, out=arguments.out, verdicts=arguments.verdicts, top=arguments.top)
+    if not arguments.json:
+        print(audit.render(found), end="")
+    return found
+
+
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
@@ -100,6 +120,12 @@ def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     if not arguments.json:
         print(found)
     return {"days": list(days), "files": found.files, "written": found.written, "documents": found.documents, "bytes": found.bytes}
+
+
+def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs.evaluating import arguments as given
+
+    return given.evaluate(arguments, env, echo=_say)
 
 
 def _add_commands(commands: Any) -> None:
@@ -137,6 +163,25 @@ def _add_commands(commands: Any) -> None:
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
     sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
+    _add_model_commands(add)
+
+
+def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What is asked about models that exist: evaluate, compare, audit."""
+    from jobs.evaluating import arguments as evaluation
+
+    evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
+    pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
+    for side in ("model_a", "model_b"):
+        pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
+    pair.add_argument("--by-text", action="store_true", help="items are the same when prompt and choices read the same, whatever the tokenizer")
+    check = add("audit", _audit, "Rank benchmark items by how likely their key is wrong, from several strong models' answers. Never relabels anything.")
+    check.add_argument(
+        "--responses", nargs="+", required=True, metavar="FILE", help=".csv or .parquet of answers (item_id, model, prediction, gold), or folders"
+    )
+    check.add_argument("--out", metavar="DIR", help="write a review sheet (CSV) there")
+    check.add_argument("--verdicts", metavar="FILE", help="the review sheet with its column verdict filled in: scores with and without rejected items")
+    check.add_argument("--top", type=int, default=200, help="items shown and put on the sheet (default: 200)")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jobs.contract import MoelineError
+from jobs.contract import MoelineError, config_hash
 from models.config import ModelConfig
 
 
@@ -185,6 +185,14 @@ class Recipe:
             return getattr(self, stage)
         raise MoelineError(f"Unknown stage {stage!r}. The stages are {', '.join(STAGES)}.")
 
+    def config_hash(self, stage: str) -> str:
+        """16 hex digits that two recipes share exactly when they ask the same of ``stage``, and of all stages before it where it prepares data.
+
+        Rows that were filtered or decontaminated otherwise are another corpus, whatever the stage itself was asked to do with them.
+        """
+        asked = [self.stage_config(s) for s in PREPARE_STAGES[: PREPARE_STAGES.index(stage) + 1]] if stage in PREPARE_STAGES else self.stage_config(stage)
+        return config_hash(asked)
+
 
 PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
 BUILD_STAGES = ("forecast", "train", "evaluate", "review", "register")
@@ -196,5 +204,5 @@ WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py hol
     "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
     "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
     "benchmark_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train", "scores": "evaluate",
-    "responses": "evaluate", "verdicts": "review", "failures": "review", "registrations": "register",
+    "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review", "registrations": "register",
 }  # fmt: skip

@@ -155,7 +155,7 @@ def run_key(stage: str, revision: int, config: Any, inputs: Mapping[str, str], i
 
 
 def config_hash(config: Any) -> str:
-    """16 hex digits that two stage configs share exactly when they ask for the same."""
+    """16 hex digits that two configs (or lists of them) share exactly when they ask for the same."""
     return hashlib.sha256(json.dumps(canonical(config), sort_keys=True).encode()).hexdigest()[:16]
 
 

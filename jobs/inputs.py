@@ -15,7 +15,7 @@ from typing import Any
 
 from expectations.tables import TABLES
 from jobs.config import WRITERS, Recipe
-from jobs.contract import MoelineError, TableVersion, config_hash
+from jobs.contract import MoelineError, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results
 
@@ -70,7 +70,7 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
     Raises MoelineError when an input that the stage cannot do without has not been written.
     """
     versions = {name: version for name, version in given.items() if name in module.READS}  # a task may hand on more than is read
-    configs = {name: config_hash(recipe.stage_config(WRITERS[name])) for name in module.READS}
+    configs = {name: recipe.config_hash(WRITERS[name]) for name in module.READS}
     for name, scope in module.READS.items():
         if name in versions:
             continue

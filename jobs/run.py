@@ -23,7 +23,7 @@ from typing import Any
 
 from jobs import recipes
 from jobs.config import PREPARE_STAGES, STAGES
-from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, config_hash, parse_day, run_key
+from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
 from jobs.inputs import Inputs, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows
@@ -57,18 +57,20 @@ def run_stage(
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
             found = results.find(env, stage, key)
             if found is None:
-                return _compute(env, module, config, recipe.name, resolved, key, interval, attempt or {}, gauntlet_data)
+                return _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data)
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
+    if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
+        results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
     return replace(found, reused=True)
 
 
 def _compute(
-    env: Environment, module: ModuleType, config: Any, recipe: str, resolved: Inputs, key: str, interval: str | None, attempt: Mapping[str, Any],
+    env: Environment, module: ModuleType, config: Any, recipe: recipes.Recipe, resolved: Inputs, key: str, interval: str | None, attempt: Mapping[str, Any],
     gauntlet_data: str | None,
 ) -> StageResult:  # fmt: skip
     stage = module.__name__.rpartition(".")[2]
     running = ledger.Running(
-        env, ledger.Attempt(stage, recipe, key, interval, env.stage_resources(stage), time.time(), **{k: v for k, v in attempt.items() if v is not None})
+        env, ledger.Attempt(stage, recipe.name, key, interval, env.stage_resources(stage), time.time(), **{k: v for k, v in attempt.items() if v is not None})
     )
     tools = StageTools(env, running, gauntlet_data=gauntlet_data, inputs_read=resolved.versions)
     outcome, error, metrics = "failed", None, {}
@@ -82,8 +84,8 @@ def _compute(
             env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
         )
         result = StageResult(
-            stage=stage, run_key=key, recipe=recipe, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
-            metrics=metrics, config_hash=config_hash(config), cost_usd=running.cost_so_far(),
+            stage=stage, run_key=key, recipe=recipe.name, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
+            metrics=metrics, config_hash=recipe.config_hash(stage), cost_usd=running.cost_so_far(),
             wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
             finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )  # fmt: skip
@@ -143,7 +145,7 @@ def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
 
     ``missing`` says in a sentence what no day has written yet, or is empty: a build by hand is refused with it, one by the asset waits.
     """
-    configs = {stage: config_hash(recipe.stage_config(stage)) for stage in ("pack", "decontaminate")}
+    configs = {stage: recipe.config_hash(stage) for stage in ("pack", "decontaminate")}
     days = {r.interval: r for r in results.of_stage(env, "pack") if r.config_hash == configs["pack"]}  # newest result per day
     tokens = sum(int(r.metrics.get("tokens", 0)) for r in days.values())
     built = results.newest(env, "train", recipe=recipe.name)

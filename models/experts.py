@@ -106,14 +106,31 @@ def _grouped_mm(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_
     order_R = indices_NK.flatten().argsort(stable=True)  # row r holds slot order_R[r]
     row_NK = torch.empty_like(order_R)
     row_NK[order_R] = torch.arange(len(order_R), device=order_R.device)
-    row_NK, token_R = row_NK.view(indices_NK.shape), order_R // indices_NK.shape[1]
-    ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
+    token_R = order_R // indices_NK.shape[1]
+    if torch.is_inference_mode_enabled() and not x_ND.is_cuda:
+        row_NK, token_R, tokens_per_expert_E = _whole_blocks(row_NK, indices_NK.flatten(), token_R, tokens_per_expert_E)
+    row_NK, ends_E = row_NK.view(indices_NK.shape), tokens_per_expert_E.cumsum(0).to(torch.int32)
     w1_EFD, v1_EFD, w2_EFD = weights.by_expert()
     x_RD = _Dispatch.apply(x_ND, token_R, row_NK)
     gate_RF = F.grouped_mm(x_RD, w1_EFD.transpose(-2, -1), offs=ends_E)
     up_RF = F.grouped_mm(x_RD, v1_EFD.transpose(-2, -1), offs=ends_E)
     y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF, w2_EFD, offs=ends_E)
     return _Combine.apply(y_RD, gates_NK, token_R, row_NK)
+
+
+def _whole_blocks(row_R: Tensor, expert_R: Tensor, token_R: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same rows with every expert's share filled up to whole blocks (by copies of token 0 that nobody reads).
+
+    A row of a matrix product on CPU changes in its last bits when there are fewer than 4 rows per thread (torch 2.15 with MKL), so a
+    token's output would depend on how many of its neighbours chose the same expert. Answers must not (models/gauntlet).
+    """
+    block = 16 * torch.get_num_threads()
+    filled_E = (counts_E + block - 1) // block * block
+    moved_E = filled_E.cumsum(0) - filled_E - (counts_E.cumsum(0) - counts_E)
+    moved_R = row_R + moved_E[expert_R]
+    filled_tokens = torch.zeros(int(filled_E.sum()), dtype=token_R.dtype)
+    filled_tokens[moved_R] = token_R[row_R]
+    return moved_R, filled_tokens, filled_E
 
 
 def _megablocks(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:

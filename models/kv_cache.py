@@ -1,9 +1,63 @@
-"""Keys and values of tokens already seen, so that a shared prefix is computed once and continued many times."""
+"""Keys and values of tokens already seen, so that a shared prefix is computed once and continued many times.
+
+Every key lies in the slot of its absolute position, whatever its row's neighbours are, and attention goes over slots in blocks of fixed
+size. On CPU in float32 a token's output is therefore a function of the tokens before it alone: it does not depend, not even in its last
+bit, on how its text was cut into passes or on which rows were computed beside it. Measured (torch 2.15, MKL, AVX-512, 1 and 2 threads): a
+row of a matrix product changes with the number of rows only below 4 rows per thread, and products over keys change with the number of
+keys around 256; hence ``MIN_QUERIES`` and ``BLOCK``, and the least size of a pass in models/gauntlet/prefix_tree.py.
+
+Change here: where keys lie, how cached attention is computed. Not here: rotary positions (transformer.py), what shares a prefix
+(gauntlet/prefix_tree.py). Shape suffixes: B rows, T new positions, S slots.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
+
+BLOCK = 128  # slots; sums over keys are taken in blocks of so many, always the same ones
+MIN_QUERIES = 8  # rows of the smallest matrix product of attention
+QUERIES_AT_ONCE = 256  # bounds the scores held at a time
+
+
+def rounded_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def attend_by_position(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor, scale: float | None = None) -> Tensor:
+    """Attention (B, H, T, head_dim) of queries at ``positions_BT`` to the slots up to their own.
+
+    ``k`` and ``v`` (B, kv_heads, S, head_dim), S a multiple of ``BLOCK``; slots after a query's position must be finite, they count zero.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.device.type != "cpu":
+        mask = torch.arange(k.shape[2], device=q.device) <= positions_BT[:, None, :, None]
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    parts = []
+    for at in range(0, q.shape[2], QUERIES_AT_ONCE):
+        stop = min(at + QUERIES_AT_ONCE, q.shape[2])
+        parts.append(_attend_in_blocks(q[:, :, at:stop] * scale, k, v, positions_BT[:, at:stop]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor) -> Tensor:
+    rows, heads, asked, head_dim = q.shape
+    if asked < MIN_QUERIES:
+        q = F.pad(q, (0, 0, 0, MIN_QUERIES - asked))
+        positions_BT = F.pad(positions_BT, (0, MIN_QUERIES - asked))
+    new, kv_heads = q.shape[2], k.shape[1]
+    slots = rounded_up(int(positions_BT.max()) + 1, BLOCK)
+    keys, values = (t[:, :, :slots].reshape(rows * kv_heads, slots, head_dim) for t in (k, v))
+    scores = torch.bmm(q.reshape(rows * kv_heads, -1, head_dim), keys.transpose(1, 2))
+    later = torch.arange(slots) > positions_BT[:, :, None]
+    scores.view(rows, heads, new, slots).masked_fill_(later[:, None], float("-inf"))
+    weights = scores.softmax(-1)
+    out = torch.bmm(weights[..., :BLOCK], values[:, :BLOCK])
+    for at in range(BLOCK, slots, BLOCK):
+        out = torch.baddbmm(out, weights[..., at : at + BLOCK], values[:, at : at + BLOCK])
+    return out.view(rows, heads, new, head_dim)[:, :, :asked]
 
 
 class KVCache:
@@ -15,51 +69,89 @@ class KVCache:
         model.hidden(prefix_BT, cache=cache, lengths_B=lengths)
         logits = model.forward(choices_CT, cache=cache.expand(choices_per_row)).logits_BTV
 
-    ``expand`` leaves this cache as it was, so it can be expanded again.
+    ``expand`` and ``select`` leave this cache as it was, so it can be continued again. A model uses it in four steps: ``plan`` once per
+    pass, per layer ``attend`` (or ``append``, and attention of its own over the slots), ``advance`` at the end.
     """
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []  # per layer (B, kv_heads, S, head_dim), rotated
         self.values: list[Tensor] = []
-        self.real_BS: Tensor | None = None  # which cached positions are real tokens
+        self.lengths_B: Tensor | None = None  # real tokens per row; None before the first pass
+        self.positions_BT: Tensor | None = None  # of the tokens of the pass that is running
+        self._stored = True
+        self._origin: tuple[KVCache, Tensor] | None = None
 
     def expand(self, repeats: int | Tensor) -> KVCache:
         """A new cache in which row b appears ``repeats`` (or ``repeats[b]``) times in a row."""
-        grown = KVCache()
-        grown.keys = [k.repeat_interleave(repeats, dim=0) for k in self.keys]
-        grown.values = [v.repeat_interleave(repeats, dim=0) for v in self.values]
-        grown.real_BS = self.real_BS.repeat_interleave(repeats, dim=0) if self.real_BS is not None else None
-        return grown
+        if self.lengths_B is None:
+            return KVCache()
+        return self.select(torch.arange(len(self.lengths_B), device=self.lengths_B.device).repeat_interleave(repeats))
 
-    @property
-    def lengths_B(self) -> Tensor | None:
-        """Real tokens per row; None before the first pass."""
-        return self.real_BS.sum(1) if self.real_BS is not None else None
+    def select(self, rows: Tensor, *, lengths_B: Tensor | None = None, stored: bool = True) -> KVCache:
+        """A new cache of these ``rows`` (int64, repeats allowed), each cut to ``lengths_B`` tokens where given.
 
-    def plan(self, shape: torch.Size, lengths_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(allowed (B, T, S+T) bool, positions (B, T)) for ``shape`` = (B, T) new tokens. Raises ValueError for another batch size."""
-        rows, new = shape
-        device = self.real_BS.device if self.real_BS is not None else (lengths_B.device if lengths_B is not None else None)
-        old_BS = self.real_BS if self.real_BS is not None else torch.zeros(rows, 0, dtype=torch.bool, device=device)
-        if old_BS.shape[0] != rows:
-            raise ValueError(f"The cache holds {old_BS.shape[0]} rows, the new tokens have {rows}. Use cache.expand() to repeat rows.")
-        causal_TT = torch.ones(new, new, dtype=torch.bool, device=device).tril()
-        allowed = torch.cat((old_BS[:, None, :].expand(rows, new, -1), causal_TT[None].expand(rows, new, new)), dim=2)
-        return allowed, old_BS.sum(1, keepdim=True) + torch.arange(new, device=device)
+        Keys are copied layer by layer when the new cache is used. ``stored`` False: it serves one pass and keeps no layer's copy.
+        """
+        if self.lengths_B is None:
+            raise ValueError("The cache is empty: run a forward pass with it before rows are selected.")
+        chosen = KVCache()
+        chosen.lengths_B = self.lengths_B[rows] if lengths_B is None else lengths_B
+        chosen._origin, chosen._stored = (self, rows), stored
+        return chosen
+
+    def plan(self, tokens_BT: Tensor) -> Tensor:
+        """Positions (B, T) of new tokens. Raises ValueError for another number of rows than the cache holds."""
+        rows, new = tokens_BT.shape
+        if self.lengths_B is None:
+            self.lengths_B = torch.zeros(rows, dtype=torch.int64, device=tokens_BT.device)
+        if len(self.lengths_B) != rows:
+            raise ValueError(f"The cache holds {len(self.lengths_B)} rows, the new tokens have {rows}. Use cache.expand() to repeat rows.")
+        self.positions_BT = self.lengths_B[:, None] + torch.arange(new, device=tokens_BT.device)
+        return self.positions_BT
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one layer's new keys and values; returns all of them."""
-        if layer == len(self.keys):
-            self.keys.append(keys)
-            self.values.append(values)
-        else:
-            self.keys[layer] = torch.cat((self.keys[layer], keys), dim=2)
-            self.values[layer] = torch.cat((self.values[layer], values), dim=2)
-        return self.keys[layer], self.values[layer]
+        """Put one layer's new keys and values (B, kv_heads, T, head_dim) into their slots; returns all slots, later ones undefined but finite."""
+        if self.positions_BT is None:
+            raise ValueError("plan() comes before append(): it says where the new keys lie.")
+        held = (self.keys[layer], self.values[layer]) if layer < len(self.keys) else self._copied(layer)
+        slots = rounded_up(int(self.positions_BT[:, -1].max()) + 1, BLOCK)
+        full = [_with_slots(old, new, slots) for old, new in zip(held, (keys, values), strict=True)]
+        index = self.positions_BT[:, None, :, None].expand(keys.shape)
+        for buffer, new in zip(full, (keys, values), strict=True):
+            buffer.scatter_(2, index, new)
+        if self._stored and layer == len(self.keys):
+            self.keys.append(full[0])
+            self.values.append(full[1])
+        elif self._stored:
+            self.keys[layer], self.values[layer] = full
+        return full[0], full[1]
+
+    def _copied(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        if self._origin is None:
+            return None, None
+        origin, rows = self._origin
+        old = origin.keys[layer], origin.values[layer]
+        used = int(self.lengths_B.max())  # type: ignore[union-attr] - an origin gives lengths
+        return old[0][:, :, :used].index_select(0, rows), old[1][:, :, :used].index_select(0, rows)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Append one layer's keys and values and attend to all of them: (B, H, T, head_dim)."""
+        keys, values = self.append(layer, k, v)
+        return attend_by_position(q, keys, values, self.positions_BT)  # type: ignore[arg-type] - append has checked it
 
     def advance(self, new: int, lengths_B: Tensor | None) -> None:
-        """Record which of the ``new`` positions just appended are real (all, or the first ``lengths_B`` of each row)."""
-        rows, device = self.keys[0].shape[0], self.keys[0].device
-        index_T = torch.arange(new, device=device)
-        real_BT = index_T < lengths_B[:, None].to(device) if lengths_B is not None else torch.ones(rows, new, dtype=torch.bool, device=device)
-        self.real_BS = real_BT if self.real_BS is None else torch.cat((self.real_BS, real_BT), dim=1)
+        """Record how many of the ``new`` positions just appended are real (all, or the first ``lengths_B`` of each row)."""
+        self.lengths_B = self.lengths_B + (new if lengths_B is None else lengths_B.to(self.lengths_B.device))  # type: ignore[operator, union-attr]
+        self.positions_BT = None
+        if self._stored:
+            self._origin = None  # every layer is copied
+
+
+def _with_slots(old: Tensor | None, new: Tensor, slots: int) -> Tensor:
+    """``old`` with room for ``slots``, the new ones zero; ``old`` itself when it has room."""
+    if old is not None and old.shape[2] >= slots:
+        return old
+    full = new.new_zeros(new.shape[0], new.shape[1], slots, new.shape[3])
+    if old is not None:
+        full[:, :, : old.shape[2]] = old
+    return full

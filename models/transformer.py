@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
-from models.kv_cache import KVCache
+from models.kv_cache import BLOCK, KVCache, rounded_up
 from models.moe import MoE, RouterStats, load_balancing_loss
 
 
@@ -117,7 +117,7 @@ class Attention(nn.Module):
         qk = rotate(qkv[:, :, : n_heads + n_kv], context.cos.to(qkv.dtype), context.sin.to(qkv.dtype))
         q, k, v = (part.transpose(1, 2) for part in (qk[:, :, :n_heads], qk[:, :, n_heads:], qkv[:, :, n_heads + n_kv :]))
         if context.cache is not None:
-            k, v = context.cache.append(layer, k, v)
+            return self.out_proj(context.cache.attend(layer, q, k, v).transpose(1, 2).flatten(2))
         mask = context.mask.to(q.dtype) if context.mask is not None else None
         return self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
@@ -247,7 +247,7 @@ class Transformer(nn.Module):
         if cache is not None:
             if document_ids_BT is not None:
                 raise ValueError("A KV cache continues one document per row: give either document_ids_BT or cache, not both.")
-            allowed, cached_positions = cache.plan(tokens_BT.shape, lengths_B)
+            cached_positions = cache.plan(tokens_BT)
             positions = cached_positions if positions is None else positions
         elif lengths_B is not None:
             raise ValueError("lengths_B only has a meaning with a cache: mark padding in document_ids_BT by -1.")
@@ -260,7 +260,12 @@ class Transformer(nn.Module):
         elif positions is None:
             positions = torch.arange(n_positions, device=device)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.lm_head.weight.dtype
-        cos, sin = rotary_tables(positions if positions.ndim == 2 else positions[None], self.config.head_dim, self.config.rope_theta, dtype)
+        positions = positions if positions.ndim == 2 else positions[None]
+        if cache is None:
+            cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        else:  # one row per position: a sine differs in its last bit with its place in a tensor (vector or remainder code)
+            table = torch.arange(rounded_up(int(positions.max()) + 1, BLOCK), device=device)
+            cos, sin = (t[positions] for t in rotary_tables(table, self.config.head_dim, self.config.rope_theta, dtype))
         mask = None
         if allowed is not None:  # built once for all layers
             mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]

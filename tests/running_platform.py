@@ -7,8 +7,10 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -60,4 +62,13 @@ def still_running(home: Path) -> list[str]:
                 command = " ".join(process.cmdline())
                 if str(home) in command or str(home) == process.cwd() or process.cwd().startswith(f"{home}/"):
                     found.append(command)
+    return found
+
+
+def until(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
+    """What ``condition`` gives once it is true; fails after ``seconds``, naming ``what`` was waited for."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
     return found

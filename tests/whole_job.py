@@ -15,12 +15,16 @@ BYTES = 4_000_000
 
 @dataclass
 class WholeJob:
-    """``outcome`` is what the command returns with --json, ``said`` the lines it printed."""
+    """``outcome`` is what the command returns with --json, ``said`` the lines it printed, ``tries`` every try Airflow made of its tasks.
+
+    Other tests go on using this Airflow and these tables: what they add is theirs.
+    """
 
     env: Environment
     days: list[str]
     outcome: dict[str, Any]
     said: list[str] = field(default_factory=list)
+    tries: list[tuple[str, str, str, int]] = field(default_factory=list)
 
     @property
     def build_run_id(self) -> str:
@@ -36,4 +40,17 @@ def whole_job(platform: Environment) -> WholeJob:
     sample_data.write(platform.landing, days, target_bytes=BYTES)
     said: list[str] = []
     outcome = launch.run(platform, RECIPE, 2, echo=said.append)
-    return WholeJob(platform, days, outcome, said)
+    return WholeJob(platform, days, outcome, said, _tries(platform, outcome))
+
+
+def _tries(env: Environment, outcome: dict[str, Any]) -> list[tuple[str, str, str, int]]:
+    """(dag, run, task, try) of every stage."""
+    from jobs.config import STAGES
+    from jobs.services.airflow import AirflowClient
+
+    found = []
+    with AirflowClient(env) as client:
+        for dag_id, run_id in ((run["dag_id"], run["run_id"]) for run in outcome["runs"]):
+            stages = [task["task_id"] for task in client.task_instances(dag_id, run_id) if task["task_id"] in STAGES]
+            found += [(dag_id, run_id, stage, one["try_number"]) for stage in stages for one in client.task_tries(dag_id, run_id, stage)]
+    return sorted(found)

@@ -1,6 +1,6 @@
-"""The page "Cost vs accuracy" in Airflow: a nav entry, a tab of every DAG run, and the small JSON API behind them.
+"""The pages "Cost vs accuracy" and "Scores over checkpoints" in Airflow: nav entries, a tab of every DAG run, the small API behind them.
 
-Change here: routes, headers, where the page shows up. Not here: what the numbers are (jobs/services/report.py), how they look
+Change here: routes, headers, where the page shows up. Not here: what the numbers are (jobs/services/report.py, trend.py), how they look
 (static/). Airflow loads this file as a plugin ([core] plugins_folder). Every route needs a signed-in user; nothing is written.
 """
 
@@ -17,7 +17,13 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 
 STATIC = Path(__file__).resolve().parent / "static"
-FILES = {"page.js": "text/javascript", "charts.js": "text/javascript", "dom.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+FILES = {
+    **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
+    "icon.svg": "image/svg+xml",
+}  # fmt: skip
+RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+Task = Annotated[str, Query(min_length=1, max_length=300)]
+AVerdict = Annotated[str | None, Query(pattern="^(proper|lucky|constant_answer|contaminated|format_failure|near_miss|wrong)$")]
 ICON = "/costs/static/icon.svg"
 HEADERS = {
     # Nothing but this page's own files may load or run, and only Airflow may frame it.
@@ -72,6 +78,61 @@ def dag_run(run: Annotated[str, Query(max_length=500)]) -> Response:
     return _json(report.of_dag_run(Environment.load(), run))
 
 
+@app.get("/trend")
+def trend_page() -> Response:
+    return Response((STATIC / "trend.html").read_bytes(), media_type="text/html")
+
+
+@app.get("/api/trend")
+def trend_points() -> Response:
+    """Scores of every evaluated checkpoint by task and category."""
+    from jobs.environment import Environment
+    from jobs.services import trend
+
+    return _json({"points": trend.points(Environment.load()), "verdicts": trend.VERDICTS})
+
+
+@app.get("/api/trend.csv")
+def trend_csv() -> Response:
+    from jobs.environment import Environment
+    from jobs.services import trend
+
+    return _csv(trend.as_csv(trend.points(Environment.load()), ("recipe", "model", "finished_at", "tokens", "loss", *trend.POINT)), "scores.csv")
+
+
+@app.get("/api/items")
+def trend_items(
+    run_key: RunKey, benchmark: Task, verdict: AVerdict = None, offset: Annotated[int, Query(ge=0, le=10**7)] = 0,
+    limit: Annotated[int, Query(ge=1, le=100)] = 25,
+) -> Response:  # fmt: skip
+    """One page of a task's answers with prompt, choices, log-probabilities, verdict and evidence."""
+    return _json(_items(run_key, benchmark, verdict, offset, limit))
+
+
+@app.get("/api/items.csv")
+def trend_items_csv(run_key: RunKey, benchmark: Task, verdict: AVerdict = None) -> Response:
+    from jobs.services import trend
+
+    rows = _items(run_key, benchmark, verdict, 0, 10**6)["items"]
+    columns = ("item_id", "subset", "verdict", "correct", "margin", "lead", "key_suspect", "evidence", "output", "choices", "mean_logprobs", "gold", "prompt")
+    return _csv(trend.as_csv(rows, columns), "items.csv")
+
+
+def _items(run_key: str, benchmark: str, verdict: str | None, offset: int, limit: int) -> dict[str, Any]:
+    from jobs.contract import MoelineError
+    from jobs.environment import Environment
+    from jobs.services import trend
+
+    try:
+        return trend.items(Environment.load(), run_key, benchmark, verdict=verdict, offset=offset, limit=limit)
+    except MoelineError as problem:
+        raise HTTPException(404, str(problem)) from None
+
+
+def _csv(text: str, name: str) -> Response:
+    return Response(text, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
 def _json(value: Any) -> Response:
     return Response(json.dumps(_finite(value), default=str, allow_nan=False), media_type="application/json")
 
@@ -94,5 +155,13 @@ class CostVsAccuracyPlugin(AirflowPlugin):
     fastapi_apps: ClassVar[list[dict[str, Any]]] = [{"app": app, "url_prefix": "/costs", "name": "Cost vs accuracy"}]
     external_views: ClassVar[list[dict[str, Any]]] = [
         {"name": app.title, "href": "costs/page", "destination": "nav", "category": "browse", "url_route": "cost-vs-accuracy", "icon": ICON},
+        {
+            "name": "Scores over checkpoints",
+            "href": "costs/trend",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "scores-over-checkpoints",
+            "icon": ICON,
+        },
         {"name": app.title, "href": "costs/page?dag={DAG_ID}&run={RUN_ID}", "destination": "dag_run", "url_route": "cost-vs-accuracy-run", "icon": ICON},
     ]

@@ -54,7 +54,9 @@ def environment() -> None:
     if not PYTHON.exists() or version_of(PYTHON) != sys.version_info[:2]:
         call([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], variables)
     print("Installing the packages of requirements.lock ...", flush=True)
-    call([uv, "pip", "sync", "--quiet", "--require-hashes", "--python", PYTHON, LOCK], variables)
+    # Compiled once here (half a minute), not by each of the hundred processes of a first run, or by all of them every time where
+    # PYTHONDONTWRITEBYTECODE is set.
+    call([uv, "pip", "sync", "--quiet", "--compile-bytecode", "--require-hashes", "--python", PYTHON, LOCK], variables)
     add_project()
     stamp.write_text(wanted)
 

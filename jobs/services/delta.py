@@ -171,7 +171,7 @@ def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] 
     if table is None:
         raise MoelineError(f"Asked for {version}, but {version.name} has never been written here. `moeline stage` writes it.")
     partition = TABLES[version.name].partition
-    files = table.file_uris(partition_filters=[(partition, "in", list(where_in))] if where_in is not None else None)
+    files = table.file_uris(file_pruning_predicate=[(partition, "in", list(where_in))] if where_in is not None else None)
     schema = arrow_schema(TABLES[version.name])
     if not files or where_in == []:
         return ds.dataset(schema.empty_table())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -81,7 +82,11 @@ def _build(records: Records, trained: StageResult) -> dict[str, StageResult]:
     """The results of one build by stage, joined by the versions they read."""
     stages = {"train": trained}
     sequences = trained.inputs.get("sequences")
-    forecasts = [r for r in records.by_stage["forecast"] if r.recipe == trained.recipe and r.inputs.get("sequences") == sequences]
+    # The one the training was decided on: another budget or suite asks for another forecast later, which predicts nothing any more.
+    began = _ended_at(trained) - trained.wall_seconds + 1.0  # ends are recorded in whole seconds
+    forecasts = [
+        r for r in records.by_stage["forecast"] if r.recipe == trained.recipe and r.inputs.get("sequences") == sequences and _ended_at(r) <= began
+    ]  # fmt: skip
     if forecasts:
         stages["forecast"] = forecasts[-1]
     for stage, table, parent in (("evaluate", "checkpoints", "train"), ("review", "responses", "evaluate"), ("register", "checkpoints", "train")):
@@ -91,6 +96,10 @@ def _build(records: Records, trained: StageResult) -> dict[str, StageResult]:
             if children:
                 stages[stage] = children[-1]
     return stages
+
+
+def _ended_at(result: StageResult) -> float:
+    return dt.datetime.fromisoformat(result.finished_at).timestamp()
 
 
 def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, Any]:

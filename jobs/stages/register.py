@@ -8,17 +8,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from expectations.gates import Candidate, Gate, evaluate
+from expectations.gates import Candidate, Gate, PairedLoss, evaluate
 from jobs.config import RegisterConfig
 from jobs.contract import MoelineError, StageOutput, StageResult, Tools
 
 ENGINE = "arrow"
-READS = {"checkpoints": "all", "scores": "all", "verdicts": "all", "forecasts": "all"}
+READS = {"checkpoints": "all", "scores": "all", "responses": "all", "verdicts": "all", "forecasts": "all"}
 WRITES = ("registrations",)
-REVISION = 1
+REVISION = 2
 _LONGEST_TAG = 8000  # characters, MLflow's limit
 
 
@@ -40,7 +41,7 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
         before = registry.champion(api, config.model_name)
         if before is not None and before.version == version.version:
             before = _previous(api, config.model_name, version)
-        gates = evaluate(candidate, _champion(before))
+        gates = evaluate(candidate, _champion(before), *_paired(inputs["responses"], before, tools))
         promoted = all(gate.passed for gate in gates)
         _describe(api, config.model_name, version, gates, candidate, story)
         api.set_registered_model_alias(config.model_name, "champion" if promoted else "challenger", version.version)
@@ -140,6 +141,27 @@ def _champion(version: Any) -> Candidate | None:
     if version is None or "candidate" not in version.tags:
         return None
     return Candidate(**json.loads(version.tags["candidate"]))
+
+
+def _paired(responses: Any, champion: Any, tools: Tools) -> tuple[list[PairedLoss], str]:
+    """(losses against the champion's stored answers to the same items, ""), or ([], why there is nothing paired to judge)."""
+    from jobs.services import responses as stored
+    from models.gauntlet import paired
+
+    if champion is None:
+        return [], ""
+    try:
+        theirs = stored.of_registration(tools.env, champion.tags.get("run_key", ""))
+    except MoelineError as problem:
+        return [], f"the champion's answers are not stored here ({problem})"
+    try:
+        pairs, left_out = paired.pair(paired.Answers(**stored.answers(theirs)), paired.Answers(**stored.answers(responses.to_table())))
+        if left_out:
+            n = sum(one.only_a + one.only_b + one.other_prompt for one in left_out)
+            return [], f"the models did not answer the same items ({len(pairs.a)} in common, {n} not, the first in {left_out[0].benchmark})"
+        return [PairedLoss(**asdict(loss)) for loss in paired.losses(paired.strata(pairs))], ""
+    except ValueError as problem:
+        return [], f"the answers cannot be paired ({problem})"
 
 
 def _previous(api: Any, model_name: str, version: Any) -> Any:

@@ -1,6 +1,7 @@
-"""Review: a verdict per response, and per task where the model fails and which parts of the corpus lie nearest to what it fails on.
+"""Review: a verdict per response with its evidence, failures in groups, and the training text that lies nearest to what the model fails on.
 
-Change here: what a summary says, how near sources are found. Not here: the verdicts themselves (models/gauntlet/review.py).
+Change here: what a summary says, how near documents are found. Not here: the verdicts (models/gauntlet/review.py), what belongs together
+(models/gauntlet/failure_groups.py), what to train on next and what it costs (jobs/proposals.py).
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from jobs.config import ReviewConfig
 from jobs.contract import MoelineError, StageOutput, Tools
-from models.gauntlet import review
+from models.gauntlet import failure_groups, review
 
 ENGINE = "arrow"
 READS = {"responses": "all", "scores": "all", "training_documents": "all"}
-WRITES = ("verdicts", "failures")
-REVISION = 1
+WRITES = ("verdicts", "failures", "failure_groups")
+REVISION = 2
 
 SAMPLE_DOCUMENTS = 3000  # of the training documents, by hash of their id; enough to tell sources apart, seconds to read
 SAMPLE_CHARS = 4000  # of every sampled document
 FEATURES = 1 << 18  # hashed words and word pairs
+NEAREST_DOCUMENTS = 20  # of the sample, from which a group's sources are told
+SHOWN_DOCUMENTS = 5  # of them a group names
+SHOWN_WORDS = 8
 Row = Mapping[str, Any]
 _WORD = re.compile(r"[A-Za-z_]\w+")
 
@@ -41,23 +46,72 @@ def run(config: ReviewConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
         raise MoelineError(f"Responses to {', '.join(missing)} have no score. Run stage evaluate again.")
     tools.progress(1, 4, "reading a sample of the corpus")
     corpus = _Corpus(inputs["training_documents"])
-    verdict_rows, failure_rows, counts = [], [], Counter()
+    verdict_rows, failure_rows, group_rows, counts = [], [], [], Counter()
     for done, (label, answered) in enumerate(sorted(by_task.items())):
         rules = review.followed_rules(answered)
-        verdicts = [review.judge(r, rules=rules, contaminated=bool(r["item"].get("contaminated")), near=config.near_miss_margin) for r in answered]
+        sure = review.sure_lead(answered)
+        verdicts = [review.judge(r, rules=rules, contaminated=bool(r["item"].get("contaminated")), near=config.near_miss_margin, sure=sure) for r in answered]
         counts.update(v.verdict for v in verdicts)
-        verdict_rows += [
-            {"benchmark": label, "item_id": r["item_id"], "verdict": v.verdict, "margin": v.margin, "evidence": v.evidence}
-            for r, v in zip(answered, verdicts, strict=True)
-        ]
-        failure_rows.append(_failure(scores[label], answered, verdicts, rules, corpus.nearest(answered, config.nearest_sources)))
+        vectors = corpus.vectors_of(answered)
+        failure_rows.append(_failure(scores[label], answered, verdicts, rules, corpus.nearest(answered, vectors, config.nearest_sources)))
+        found, groups = _groups(answered, verdicts, vectors, corpus)
+        group_rows += groups
+        verdict_rows += [{"benchmark": label, "item_id": r["item_id"], **asdict(v), "_group": g} for r, v, g in zip(answered, verdicts, found, strict=True)]
         tools.progress(1 + 3 * (done + 1) / len(by_task), 4, label)
+    group_rows.sort(key=lambda g: (-g["n"], g["benchmark"], g["_group"]))
+    numbers = {(g["benchmark"], g.pop("_group")): number for number, g in enumerate(group_rows)}
+    for number, row in enumerate(group_rows):
+        row["failure_group"] = number
+    for row in verdict_rows:
+        row["failure_group"] = numbers.get((row["benchmark"], row.pop("_group")))
     metrics = {
         "n": len(verdict_rows),
         "verdicts": {name: counts[name] for name in review.VERDICTS},
+        "key_suspects": sum(row["key_suspect"] for row in verdict_rows), "failure_groups": len(group_rows),
         "summaries": {r["benchmark"]: r["summary"] for r in failure_rows},
-    }
-    return StageOutput({"verdicts": _table(verdict_rows), "failures": _table(failure_rows)}, metrics)
+    }  # fmt: skip
+    return StageOutput({"verdicts": _table(verdict_rows), "failures": _table(failure_rows), "failure_groups": _group_table(group_rows)}, metrics)
+
+
+def _groups(
+    answered: Sequence[Row], verdicts: Sequence[review.Verdict], vectors: Any, corpus: _Corpus
+) -> tuple[list[int | None], list[dict[str, Any]]]:  # fmt: skip
+    """(group of every response, None where it is right; a row per group of this task)."""
+    failed = [i for i, r in enumerate(answered) if not r["correct"]]
+    subset = [_subset(r) for r in answered]
+    sizes = Counter(subset)
+    labels = failure_groups.group([(subset[i], verdicts[i].verdict) for i in failed], vectors[failed]) if failed else []
+    of_response: list[int | None] = [None] * len(answered)
+    for i, label in zip(failed, labels, strict=True):
+        of_response[i] = label
+    rows = []
+    for label in sorted(set(labels)):
+        members = [i for i, found in zip(failed, labels, strict=True) if found == label]
+        near = failure_groups.closeness(vectors[members])
+        members = [members[k] for k in sorted(range(len(members)), key=lambda k: (-round(float(near[k]), 6), members[k]))]
+        subsets, kinds = {subset[i] for i in members}, {verdicts[i].verdict for i in members}
+        documents = corpus.nearest_documents(vectors[members])
+        rows.append({
+            "_group": label, "benchmark": answered[0]["benchmark"], "category": answered[0]["category"], "subset": subsets.pop() if len(subsets) == 1 else "",
+            "verdict": kinds.pop() if len(kinds) == 1 else "mixed", "n": len(members), "n_items": sum(sizes[s] for s in {subset[i] for i in members}),
+            "words": corpus.words([answered[i] for i in members]), "item_ids": [answered[i]["item_id"] for i in members],
+            "nearest_documents": json.dumps(documents[:SHOWN_DOCUMENTS]), "sources": json.dumps(_shares(documents)),
+            "n_sampled": corpus.n_documents, "n_documents": corpus.n_all,
+        })  # fmt: skip
+    return of_response, rows
+
+
+def _subset(response: Row) -> str:
+    return str(response["item"].get("subset") or response["item"].get("source") or "")
+
+
+def _shares(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sources by their share of the similarity of the nearest documents, largest first."""
+    by_source: Counter[str] = Counter()
+    for found in documents:
+        by_source[found["source"]] += found["cosine"]
+    whole = sum(by_source.values()) or 1.0
+    return [{"source": name, "share": round(value / whole, 4)} for name, value in sorted(by_source.items(), key=lambda one: (-one[1], one[0]))]
 
 
 def _failure(
@@ -114,30 +168,30 @@ def _weakest_group(answered: Sequence[Row]) -> str:
 
 
 class _Corpus:
-    """TF-IDF vectors of the parts of the corpus (source and first part of the uri), from a sample of training documents."""
+    """TF-IDF vectors of a sample of training documents, and of the parts of the corpus (source and first part of the uri) they make up."""
 
     def __init__(self, documents: Any) -> None:
         import numpy as np
         from scipy import sparse
 
-        self.parts: list[tuple[str, str]] = []
         place: dict[tuple[str, str], int] = {}
-        rows, columns, document_frequency = [], [], np.zeros(FEATURES, dtype=np.int64)
-        self.n_documents = 0
-        for source, uri, text in _sample(documents):
-            features = _features(text)
-            part = place.setdefault((source, part_of(uri)), len(place))
-            rows.append(np.full(len(features), part, dtype=np.int32))
-            columns.append(features)
-            document_frequency[np.unique(features)] += 1
-            self.n_documents += 1
+        self.documents: list[dict[str, Any]] = []
+        part_rows, features = [], []
+        for document, text in _sample(documents):
+            features.append(_features(text))
+            part_rows.append(place.setdefault((document["source"], part_of(document["uri"])), len(place)))
+            self.documents.append(document)
         self.parts = list(place)
+        self.n_documents = len(self.documents)
+        self.n_all = documents.count_rows(filter=_training())
+        self.idf = np.zeros(FEATURES, dtype=np.float32)
         if not self.parts:
             return
-        self.idf = np.log((1 + self.n_documents) / (1 + document_frequency)).astype(np.float32)
-        entries = np.concatenate(columns)
-        counts = sparse.csr_matrix((np.ones(len(entries), dtype=np.float32), (np.concatenate(rows), entries)), shape=(len(place), FEATURES))
-        self.vectors = self._weighted(counts)
+        counts = _counted(features)
+        self.idf = np.log((1 + self.n_documents) / (1 + np.bincount(counts.indices, minlength=FEATURES))).astype(np.float32)
+        membership = sparse.csr_matrix((np.ones(self.n_documents, dtype=np.float32), (part_rows, np.arange(self.n_documents))))
+        self.document_vectors = self._weighted(counts)
+        self.vectors = self._weighted(membership @ counts)
 
     def _weighted(self, counts: Any) -> Any:
         """Rows of log-scaled counts times idf, of length 1 (0 where nothing is known)."""
@@ -149,17 +203,35 @@ class _Corpus:
         norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
         return sparse.diags(1.0 / np.maximum(norms, 1e-12)) @ counts
 
-    def nearest(self, answered: Sequence[Row], k: int) -> list[dict[str, Any]]:
+    def vectors_of(self, answered: Sequence[Row]) -> Any:
+        """A row per response: its prompt and choices, weighted as the documents are."""
+        return self._weighted(_counted([_features(_text(r)) for r in answered]))
+
+    def nearest_documents(self, vectors: Any) -> list[dict[str, Any]]:
+        """The NEAREST_DOCUMENTS of the sample nearest to the middle of ``vectors``, with their cosine; [] where nothing is alike."""
+        import numpy as np
+
+        if not self.parts:
+            return []
+        middle = np.asarray(vectors.mean(axis=0)).ravel()
+        cosine = np.asarray(self.document_vectors @ middle).ravel() / max(float(np.linalg.norm(middle)), 1e-12)
+        best = sorted(np.flatnonzero(cosine > 0), key=lambda i: (-round(float(cosine[i]), 6), self.documents[i]["doc_id"]))[:NEAREST_DOCUMENTS]
+        return [{**self.documents[i], "cosine": round(float(cosine[i]), 4)} for i in best]
+
+    def words(self, answered: Sequence[Row]) -> list[str]:
+        """The words these texts share that are rare in the corpus."""
+        import math
+
+        texts = Counter(word for r in answered for word in set(_WORD.findall(_text(r).lower())))
+        weight = {word: n * float(self.idf[zlib.crc32(word.encode()) % FEATURES]) for word, n in texts.items() if len(word) < 40}
+        return [word for word, value in sorted(weight.items(), key=lambda one: (-round(one[1], 4), one[0])) if not math.isclose(value, 0)][:SHOWN_WORDS]
+
+    def nearest(self, answered: Sequence[Row], items: Any, k: int) -> list[dict[str, Any]]:
         """The ``k`` parts nearest to most failed items: how many, the mean cosine, and accuracy on all items nearest to the part."""
         import numpy as np
-        from scipy import sparse
 
         if not self.parts or all(r["correct"] for r in answered):
             return []
-        texts = [_features(f"{r['item'].get('prompt', '')} {' '.join(r['choices'])}") for r in answered]
-        indices = np.concatenate(texts) if texts else np.empty(0, dtype=np.int32)
-        rows = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
-        items = self._weighted(sparse.csr_matrix((np.ones(len(indices), dtype=np.float32), (rows, indices)), shape=(len(texts), FEATURES)))
         cosine = np.asarray((items @ self.vectors.T).todense())
         best, value = cosine.argmax(1), cosine.max(1)
         correct = np.array([r["correct"] for r in answered])
@@ -179,17 +251,39 @@ def part_of(uri: str) -> str:
     return next((part for part in path.split("/") if part), "")[:80]
 
 
-def _sample(documents: Any) -> Iterable[tuple[str, str, str]]:
-    """(source, uri, start of the text) of about SAMPLE_DOCUMENTS training documents: those with the smallest ids, which are hashes."""
+def _training() -> Any:
     import pyarrow.dataset as ds
 
-    train = ds.field("split") == "train"
-    n = documents.count_rows(filter=train)
+    return ds.field("split") == "train"
+
+
+def _sample(documents: Any) -> Iterable[tuple[dict[str, Any], str]]:
+    """(who it is, start of the text) of about SAMPLE_DOCUMENTS training documents: those with the smallest ids, which are hashes."""
+    import pyarrow.dataset as ds
+
+    n = documents.count_rows(filter=_training())
     share = min(1.0, SAMPLE_DOCUMENTS / max(1, n))
-    chosen = train if share >= 1.0 else train & (ds.field("doc_id") < f"{int(share * 16**8):08x}")
-    for batch in documents.scanner(columns=["source", "uri", "text"], filter=chosen, batch_size=256).to_batches():
-        for source, uri, text in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
-            yield source, uri, text[:SAMPLE_CHARS]
+    chosen = _training() if share >= 1.0 else _training() & (ds.field("doc_id") < f"{int(share * 16**8):08x}")
+    for batch in documents.scanner(columns=["doc_id", "interval", "source", "uri", "licence", "text"], filter=chosen, batch_size=256).to_batches():
+        for row in batch.to_pylist():
+            text = row.pop("text")
+            yield row, text[:SAMPLE_CHARS]
+
+
+def _text(response: Row) -> str:
+    return f"{response['item'].get('prompt', '')} {' '.join(response['choices'])}"
+
+
+def _counted(features: Sequence[Any]) -> Any:
+    """Sparse counts [texts, FEATURES] of hashed features per text."""
+    import numpy as np
+    from scipy import sparse
+
+    rows = np.repeat(np.arange(len(features)), [len(found) for found in features])
+    entries = np.concatenate(features) if len(features) else np.empty(0, dtype=np.int32)
+    counts = sparse.csr_matrix((np.ones(len(entries), dtype=np.float32), (rows, entries)), shape=(len(features), FEATURES))
+    counts.sum_duplicates()
+    return counts
 
 
 def _features(text: str) -> Any:
@@ -204,5 +298,18 @@ def _features(text: str) -> Any:
 def _table(rows: list[dict[str, Any]]) -> Any:
     import pyarrow as pa
 
-    types = {"margin": pa.float64()}
+    types = {
+        "margin": pa.float64(), "lead": pa.float64(), "second_choice": pa.int32(), "pattern": pa.string(), "pattern_agreement": pa.float64(),
+        "failure_group": pa.int32(),
+    }  # fmt: skip
     return pa.table({name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]})
+
+
+def _group_table(rows: list[dict[str, Any]]) -> Any:
+    """Also right when a model fails nowhere and there is no row."""
+    import pyarrow as pa
+
+    names = ("failure_group", "benchmark", "category", "subset", "verdict", "n", "n_items", "words", "item_ids", "nearest_documents", "sources", "n_sampled")
+    types = {"failure_group": pa.int32(), **dict.fromkeys(("n", "n_items", "n_sampled", "n_documents"), pa.int64())}
+    types |= {"words": pa.list_(pa.string()), "item_ids": pa.list_(pa.string())}
+    return pa.table({name: pa.array([row[name] for row in rows], types.get(name, pa.string())) for name in (*names, "n_documents")})

@@ -5,20 +5,21 @@ the teacher-forced argmax equals every token of the continuation. generation: gr
 Our own tasks (not Foundry's) subtract what an option scores without its context: pointwise mutual information (Holtzman et al. 2021,
 "Surface form competition"), because lines and sentences differ far more in how common they are than in how well they fit.
 
-Speed changes no score: a context is computed once and its choices continue from its cached keys and values, batches hold contexts of like
-length, and only the positions that predict a continuation meet the vocabulary. Batches are formed from a sorted list of distinct
-contexts, so the order in which items come cannot change a single bit.
+Speed changes no score: what texts begin with alike is computed once and continued from its cached keys and values (prefix_tree.py), and
+only the positions that predict a continuation meet the vocabulary. On CPU in float32, with a cache, an answer does not change by a bit with
+the size of batches, the order of items or which others are asked (models/kv_cache.py says why); elsewhere only in its last digits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from models.gauntlet.answers import generation_is_right
+from models.gauntlet.prefix_tree import Edge, Positions, Walk, least_rows, prefix_tree
 from models.gauntlet.prompts import Encoder, Request, assemble
 from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark
 
@@ -59,14 +60,18 @@ class ContinuationScore:
 
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # (context, continuation) token ids
-_Group = tuple[tuple[int, ...], list[tuple[int, ...]]]  # a context and continuations of it
 
 
 class Scorer:
     """A causal language model that answers.
 
-    ``model`` has ``hidden(tokens_BT) -> (B, T, D)`` and ``lm_head``; if its ``hidden`` also takes a KV cache, give the cache's class as
-    ``cache_type`` and prefixes are shared. ``batch_tokens`` bounds the padded positions of a forward pass.
+    ``model`` is a torch module with ``lm_head`` and ``hidden``. Without ``cache_type`` it is called as ``hidden(tokens_BT) -> (B, T, D)``
+    on whole, right-padded texts: any causal model will do, and nothing but repeated texts is shared. With a ``cache_type`` (a class or
+    function giving an empty models.kv_cache.KVCache) it is called as ``hidden(tokens_BT, cache=cache, lengths_B=lengths)``: row b continues
+    row b of the cache by its first ``lengths[b]`` tokens, at the positions ``cache.plan(tokens_BT)``; every layer calls ``cache.attend``, and
+    ``cache.advance(T, lengths)`` ends the pass. models.transformer.Transformer and models.huggingface_cache.CachedCausalLM do.
+
+    ``batch_tokens`` bounds the cached positions of a pass. ``positions`` counts what the model has run.
     """
 
     def __init__(self, model: Any, encoder: Encoder, *, max_seq_len: int, batch_tokens: int = 16_384, cache_type: Callable[[], Any] | None = None) -> None:
@@ -74,153 +79,84 @@ class Scorer:
             raise ValueError(f"batch_tokens {batch_tokens} must be at least 1 and max_seq_len {max_seq_len} at least 2.")
         self.model, self.encoder, self.max_seq_len, self.batch_tokens, self.cache_type = model, encoder, max_seq_len, batch_tokens, cache_type
         self.device = next(model.parameters()).device
+        self.positions = Positions()
 
     def continuation_scores(self, pairs: Iterable[Pair], progress: Callable[[int, int], None] | None = None) -> dict[Pair, ContinuationScore]:
         """Log-probability and greedy tokens of every distinct continuation after its context."""
         import torch
 
-        groups = self._groups(pairs)
-        results: dict[Pair, ContinuationScore] = {}
+        by_text: dict[tuple[int, ...], list[Pair]] = {}
+        for context, continuation in sorted(set(pairs)):
+            by_text.setdefault((*context, *continuation[:-1]), []).append((context, continuation))
+        texts = sorted(by_text)
+        asked = [by_text[text] for text in texts]
+        tree = prefix_tree(texts, [min(len(context) for context, _ in p) - 1 for p in asked], shared=self.cache_type is not None)
+        found: dict[Pair, list[tuple[float, int]]] = {}
         done = 0
+
+        def read(edges: list[Edge], hidden_BTD: Any, cache: Any) -> None:
+            nonlocal done
+            self._read(edges, hidden_BTD, asked, found)
+            if progress is not None and (ended := sum(len(edge.ends) for edge in edges)):
+                done += ended
+                progress(done, len(texts))
+
         with torch.inference_mode():
-            for batch in self._batches(groups):
-                single = self.cache_type is None or all(len(continuations) == 1 for _, continuations in batch)
-                rows = [(context, continuation) for context, continuations in batch for continuation in continuations]
-                hidden, targets = self._whole(rows) if single else self._from_prefix(batch)
-                results.update(zip(rows, self._project(hidden, targets, [len(c) for _, c in rows]), strict=True))
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(groups))
-        return results
+            Walk(self.model, self.cache_type, self.batch_tokens, self.device, read, self.positions).run(tree)
+        return {pair: ContinuationScore(sum(lp for lp, _ in steps), len(steps), tuple(t for _, t in steps)) for pair, steps in found.items()}
 
-    def _groups(self, pairs: Iterable[Pair]) -> list[_Group]:
-        """Distinct contexts by length, each with its continuations; a context with very many stands several times."""
-        groups: list[_Group] = []
-        for context, continuation in sorted(set(pairs), key=lambda pair: (len(pair[0]), pair[0], len(pair[1]), pair[1])):
-            positions = len(context) + len(continuation)  # of the longest so far
-            if groups and groups[-1][0] == context and positions * (len(groups[-1][1]) + 1) <= self.batch_tokens:
-                groups[-1][1].append(continuation)
-            else:
-                groups.append((context, [continuation]))
-        return groups
-
-    def _batches(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:
-        """Neighbours in length whose padded positions stay within ``batch_tokens``; always at least one group."""
-        batch: list[_Group] = []
-        n_rows = longest = 0
-        for context, continuations in groups:
-            alone = self.cache_type is None or len(continuations) == 1
-            if batch and alone != (self.cache_type is None or len(batch[0][1]) == 1):
-                yield batch
-                batch, n_rows, longest = [], 0, 0
-            here = max(len(c) for c in continuations)
-            positions = max(longest, len(context) + here) * (n_rows + len(continuations))
-            if batch and positions > self.batch_tokens:
-                yield batch
-                batch, n_rows, longest = [], 0, 0
-            batch.append((context, continuations))
-            n_rows += len(continuations)
-            longest = max(longest, len(context) + here)
-        if batch:
-            yield batch
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Any:
+    def _read(self, edges: list[Edge], hidden_BTD: Any, asked: list[list[Pair]], found: dict[Pair, list[tuple[float, int]]]) -> None:
+        """Add the (log-probability, argmax) of every wanted token of these edges; each position meets the vocabulary once."""
         import torch
 
-        tokens_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for row, ids in zip(tokens_BT, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return tokens_BT.to(self.device)
+        places: dict[tuple[int, int], int] = {}
+        wanted: list[tuple[int, int, Pair]] = []  # (index into places, target, pair)
+        for row, edge in enumerate(edges):
+            for position, number in edge.wanted:
+                for context, continuation in asked[number]:
+                    if position >= len(context) - 1:
+                        place = places.setdefault((row, position - edge.start), len(places))
+                        wanted.append((place, continuation[position - len(context) + 1], (context, continuation)))
+        if not wanted:
+            return
+        row, column = torch.tensor(list(places), device=self.device).T
+        place, target = torch.tensor([w[:2] for w in wanted], device=self.device).T
+        logprobs, greedy = self._project(hidden_BTD[row, column], place, target)
+        for index, (at, _, pair) in enumerate(wanted):
+            found.setdefault(pair, []).append((logprobs[index], greedy[at]))
 
-    def _whole(self, rows: list[Pair]) -> tuple[Any, Any]:
-        """Hidden states (N, D) before every continuation token and those tokens (N): one row per continuation, right-padded."""
+    def _project(self, hidden_ND: Any, place: Any, target: Any) -> tuple[list[float], list[int]]:
+        """(log-probability of each ``target`` at its ``place``, ascending; argmax of each row of ``hidden_ND``)."""
         import torch
 
-        hidden_BTD = self.model.hidden(self._padded([(*context, *continuation[:-1]) for context, continuation in rows]))
-        at = [(b, len(context) - 1 + i) for b, (context, continuation) in enumerate(rows) for i in range(len(continuation))]
-        row, column = torch.tensor(at, device=self.device).T
-        return hidden_BTD[row, column], self._targets(rows)
-
-    def _targets(self, rows: list[Pair]) -> Any:
-        import torch
-
-        return torch.tensor([token for _, continuation in rows for token in continuation], device=self.device)
-
-    def _from_prefix(self, batch: list[_Group]) -> tuple[Any, Any]:
-        """As ``_whole``, with every context computed once: its last state predicts all first tokens, its cache is continued."""
-        import torch
-
-        cache = self.cache_type()  # type: ignore[misc] - only called when there is one
-        lengths_B = torch.tensor([len(context) for context, _ in batch], device=self.device)
-        prefix_BTD = self.model.hidden(self._padded([context for context, _ in batch]), cache=cache, lengths_B=lengths_B)
-        last_BD = prefix_BTD[torch.arange(len(batch), device=self.device), lengths_B - 1]
-        rows = [(context, continuation) for context, continuations in batch for continuation in continuations]
-        counts_B = torch.tensor([len(continuations) for _, continuations in batch], device=self.device)
-        pieces = last_BD.repeat_interleave(counts_B, dim=0)[:, None]
-        if any(len(continuation) > 1 for _, continuation in rows):
-            # The last token of a continuation predicts nothing; a one-token continuation still needs one (unused) position.
-            lengths_C = torch.tensor([max(1, len(continuation) - 1) for _, continuation in rows], device=self.device)
-            tokens_CT = self._padded([continuation[:-1] or continuation for _, continuation in rows])
-            pieces = torch.cat((pieces, self.model.hidden(tokens_CT, cache=cache.expand(counts_B), lengths_B=lengths_C)), dim=1)
-        row, column = torch.tensor([(b, i) for b, (_, continuation) in enumerate(rows) for i in range(len(continuation))], device=self.device).T
-        return pieces[row, column], self._targets(rows)
-
-    def _project(self, hidden_ND: Any, targets_N: Any, lengths: list[int]) -> list[ContinuationScore]:
-        import torch
-
-        step = max(1, _LOGITS_AT_ONCE // self.model.lm_head.weight.shape[0])
+        step = max(least_rows(), _LOGITS_AT_ONCE // self.model.lm_head.weight.shape[0])
         logprobs: list[float] = []
         greedy: list[int] = []
-        for start in range(0, len(targets_N), step):
-            logits_NV = self.model.lm_head(hidden_ND[start : start + step]).float()
-            chosen_N = torch.log_softmax(logits_NV, dim=-1).gather(1, targets_N[start : start + step, None])[:, 0]
-            logprobs += chosen_N.double().tolist()
+        order = place.argsort(stable=True)
+        for start in range(0, len(hidden_ND), step):
+            logits_NV = self._logits(hidden_ND[start : start + step])
+            here = order[(place[order] >= start) & (place[order] < start + step)]
+            at, which = place[here] - start, target[here]
+            chosen = torch.log_softmax(logits_NV, dim=-1)[at, which]
+            logprobs += chosen.double().tolist()
             greedy += logits_NV.argmax(-1).tolist()
-        scores, at = [], 0
-        for length in lengths:
-            scores.append(ContinuationScore(sum(logprobs[at : at + length]), length, tuple(greedy[at : at + length])))
-            at += length
-        return scores
+        sorted_back = [0.0] * len(logprobs)
+        for logprob, index in zip(logprobs, order.tolist(), strict=True):
+            sorted_back[index] = logprob
+        return sorted_back, greedy
+
+    def _logits(self, hidden_ND: Any) -> Any:
+        """float32 (N, V), computed in a product of at least ``least_rows``."""
+        import torch
+
+        missing = max(0, least_rows() - len(hidden_ND))
+        return self.model.lm_head(torch.nn.functional.pad(hidden_ND, (0, 0, 0, missing))).float()[: len(hidden_ND)]
 
     def generate(self, contexts: Sequence[tuple[int, ...]], max_new_tokens: int, stops: Sequence[str]) -> list[str]:
         """Greedy continuation of every context as text: ends at EOS, at one of ``stops`` or after ``max_new_tokens``."""
-        import torch
+        from models.gauntlet.generation import Greedy
 
-        outputs: dict[tuple[int, ...], str] = {}
-        waiting = sorted(set(contexts), key=lambda c: (len(c), c))
-        with torch.inference_mode():
-            while waiting:
-                size = max(1, min(len(waiting), self.batch_tokens // (len(waiting[0]) + max_new_tokens)))
-                batch, waiting = waiting[:size], waiting[size:]
-                for context, ids in zip(batch, self._greedy(batch, max_new_tokens, stops), strict=True):
-                    outputs[context] = self.encoder.decode(ids)
-        return [outputs[context] for context in contexts]
-
-    def _greedy(self, contexts: list[tuple[int, ...]], max_new_tokens: int, stops: Sequence[str]) -> list[list[int]]:
-        import torch
-
-        new: list[list[int]] = [[] for _ in contexts]
-        alive = [True] * len(contexts)
-        cache = self.cache_type() if self.cache_type is not None else None
-        lengths_B = torch.tensor([len(c) for c in contexts], device=self.device)
-        tokens_BT = self._padded(contexts)
-        for _ in range(max_new_tokens):
-            if cache is not None:
-                hidden_BTD = self.model.hidden(tokens_BT, cache=cache, lengths_B=lengths_B)
-            else:
-                sequences = [(*context, *ids) for context, ids in zip(contexts, new, strict=True)]
-                hidden_BTD, lengths_B = self.model.hidden(self._padded(sequences)), torch.tensor([len(s) for s in sequences], device=self.device)
-            next_B = self.model.lm_head(hidden_BTD[torch.arange(len(contexts), device=self.device), lengths_B - 1]).argmax(-1)
-            for b, token in enumerate(next_B.tolist()):
-                if alive[b] and token == self.encoder.eos_id:
-                    alive[b] = False
-                elif alive[b]:
-                    new[b].append(token)
-                    alive[b] = not any(stop in self.encoder.decode(new[b]) for stop in stops)
-            if not any(alive):
-                break
-            tokens_BT, lengths_B = next_B[:, None], torch.ones_like(lengths_B)
-        return new
+        return Greedy(self, max_new_tokens, stops).continue_all(contexts)
 
 
 def prompt_hash(request: Request) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from running_platform import until
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO
@@ -32,13 +33,6 @@ SERVICES = {
 def family(entry) -> list[psutil.Process]:
     process = psutil.Process(entry["pid"])
     return [one for one in (process, *process.children(recursive=True)) if one.status() != psutil.STATUS_ZOMBIE]
-
-
-def wait_until(condition, *, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.5)
 
 
 def test_every_service_is_healthy(platform):
@@ -142,7 +136,7 @@ def test_killed_services_are_restarted(platform):
         now = local.status(platform)
         return now["healthy"] and all(now["services"][name]["restarts"] > before[name]["restarts"] for name in hurt)
 
-    wait_until(recovered, seconds=90, what="killed services are healthy again")
+    until(recovered, seconds=90, what="killed services are healthy again")
     with AirflowClient(platform) as client:
         assert client.health()["metadatabase"]["status"] == "healthy"
 
@@ -154,7 +148,7 @@ def test_a_killed_supervisor_does_not_block_the_next_up(platform):
         if entry["pid"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(entry["pid"], signal.SIGKILL)
-    wait_until(lambda: not local.status(platform)["running"], seconds=10, what="supervisor is gone")
+    until(lambda: not local.status(platform)["running"], seconds=10, what="supervisor is gone")
     said = []
     after = local.up(platform, echo=said.append)
     assert "airflow-migrate" not in after["services"], "the databases were migrated again"

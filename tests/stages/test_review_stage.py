@@ -132,3 +132,30 @@ def test_an_empty_corpus_only_costs_the_nearest_sources(tmp_path):
 )
 def test_the_part_of_a_uri_is_its_package_host_or_folder(uri, part):
     assert review.part_of(uri) == part
+
+
+def test_failures_are_grouped_and_each_group_names_the_documents_that_speak_of_it(tmp_path):
+    responses = [response(i, f"{COOKING if i % 3 else SAILING} step {i}", correct=i >= 60) for i in range(80)]
+    for r in responses[:60]:  # wrong in many ways, so that no rule explains the answers
+        r["prediction"] = 1 + int(r["item_id"]) % 3
+        r["mean_logprobs"] = [-2.0, *(-1.0 if k == r["prediction"] else -3.0 for k in (1, 2, 3))]
+        r["output"] = r["choices"][r["prediction"]]
+    output = review.run(ReviewConfig(), inputs(responses, [score_row("quiz", 0.25, n=80)], CORPUS), Folder(tmp_path))
+    groups = fits("failure_groups", output.tables["failure_groups"]).to_pylist()
+    assert [(g["failure_group"], g["n"], g["verdict"], g["n_items"]) for g in groups] == [(0, 40, "wrong", 80), (1, 20, "wrong", 80)]
+    for g, part in zip(groups, ("kitchen@1", "harbour@2"), strict=True):
+        documents = json.loads(g["nearest_documents"])
+        assert len(documents) == 5 and all(d["uri"].startswith(f"book:{part}/") and d["cosine"] > 0.2 and d["source"] == "books" for d in documents)
+        assert {d["doc_id"] for d in documents} <= {row["doc_id"] for row in CORPUS if row["split"] == "train"}
+        assert json.loads(g["sources"]) == [{"source": "books", "share": 1.0}] and (g["n_sampled"], g["n_documents"]) == (20, 20)
+    assert "sauce" in groups[0]["words"] or "butter" in groups[0]["words"] or "onions" in groups[0]["words"]
+    verdicts = fits("verdicts", output.tables["verdicts"]).to_pylist()
+    for number, g in enumerate(groups):
+        assert sorted(g["item_ids"]) == sorted(v["item_id"] for v in verdicts if v["failure_group"] == number)
+    assert all((v["failure_group"] is None) == (int(v["item_id"]) >= 60) for v in verdicts)
+    assert all(v["second_choice"] is not None and v["lead"] == pytest.approx(1.0) and v["format"] == "ok" for v in verdicts)
+
+
+def test_a_model_without_failures_has_no_group(tmp_path):
+    output = review.run(ReviewConfig(), inputs([response(i, COOKING, True) for i in range(30)], [score_row("quiz", 1.0)], CORPUS), Folder(tmp_path))
+    assert fits("failure_groups", output.tables["failure_groups"]).num_rows == 0

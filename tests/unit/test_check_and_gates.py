@@ -87,3 +87,34 @@ def test_a_worse_model_does_not_replace_the_champion():
     assert failed(MODEL, champion) == ["not_worse_than_champion"]
     assert failed(replace(MODEL, accuracy=0.43), champion) == [], "inside the noise"
     assert failed(replace(MODEL, accuracy=math.nan), champion) == ["not_worse_than_champion"]
+
+
+def loss(name="average", level="average", p=0.5, difference=0.0):
+    return gates.PairedLoss(name, level, 400, difference, p, 0.03)
+
+
+EVEN = [loss("text", "category"), loss("code", "category"), loss()]
+
+
+@pytest.mark.parametrize(
+    ("paired", "refused"),
+    [
+        (EVEN, []),
+        ([loss("text", "category", 0.049, -0.05), *EVEN[1:]], ["no_category_worse"]),
+        ([*EVEN[:2], loss(p=0.001, difference=-0.02)], ["not_worse_than_champion"]),
+        ([*EVEN[:2], loss(p=math.nan)], ["not_worse_than_champion"]),
+        ([*EVEN[:2], loss(difference=math.nan)], ["not_worse_than_champion"]),
+        ([loss("text", "category")], ["not_worse_than_champion"]),  # no average: nothing judged is not a pass
+    ],
+)
+def test_against_the_same_items_only_a_significant_loss_refuses(paired, refused):
+    assert [g.name for g in gates.evaluate(MODEL, replace(MODEL, accuracy=0.9), paired) if not g.passed] == refused
+
+
+def test_the_sentence_says_what_was_compared_and_how():
+    by_name = {g.name: g for g in gates.evaluate(MODEL, MODEL, [loss("text", "category", 0.01, -0.051), *EVEN[1:]])}
+    assert "text -5.10 points (p 0.010, a loss of 3.00 would be seen with 80 % power)" in by_name["no_category_worse"].sentence
+    assert "800 same items" in by_name["no_category_worse"].sentence and by_name["no_category_worse"].observed == 0.01
+    unpaired = {g.name: g for g in gates.evaluate(MODEL, MODEL, [], "the champion's answers are not stored here")}
+    assert unpaired["not_worse_than_champion"].sentence.endswith("unpaired, because the champion's answers are not stored here")
+    assert "no_category_worse" not in unpaired

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.gauntlet.review import followed_rules, judge, margin
+from models.gauntlet.review import followed_rules, judge, margin, second_choice, sure_lead
 
 
 def choice(means, gold=0, choices=("alpha", "beta", "gamma", "delta"), kind="multiple_choice"):
@@ -83,3 +83,36 @@ def test_free_text_that_is_almost_right_is_a_near_miss():
     assert verdict(free("It is an onion, I think", ["Onion"], False)).verdict == "near_miss"
     assert verdict(free("carrot", ["Onion"], False)).verdict == "wrong"
     assert verdict(free("Onion", ["Onion"], True)).verdict == "proper"
+
+
+def test_the_evidence_is_data_not_only_a_sentence():
+    found = verdict(choice([-2.0, -1.0, -1.5, -3]), contaminated=True)
+    assert (found.second_choice, found.lead, found.format, found.contaminated, found.pattern) == (2, 0.5, "ok", True, None)
+    empty = verdict(free(" \n", ["12"], False))
+    assert (empty.second_choice, empty.lead, empty.format) == (None, None, "empty")
+    assert verdict(free("....", ["12"], False)).format == "no_words"
+
+
+def sure_task(wrong):
+    """60 answers of different leads, right where the lead is large; ``wrong`` are added."""
+    right = [choice([-1.0, -1.0 - 0.1 * i, -9, -9], choices=[f"{c}{i}" for c in "abcd"]) for i in range(1, 41)]
+    guesses = [choice([-1.0, -1.01, -9, -9], gold=i % 4, choices=[f"{c}{i}x" for c in "abcd"]) for i in range(20)]
+    return [*right, *guesses, *wrong]
+
+
+def test_a_key_is_suspect_only_where_the_model_is_sure_and_otherwise_right():
+    odd = choice([-4.5, -1.0, -9, -9], gold=0, choices=("k", "l", "m", "n"))
+    task = sure_task([odd])
+    sure = sure_lead(task)
+    share = [r["correct"] for r in task if second_choice(r)[1] >= sure]
+    assert sum(share) / len(share) >= 0.9 and len(share) >= 20
+    found = judge(odd, rules=[], contaminated=False, near=0.1, sure=sure)
+    assert found.key_suspect and found.verdict == "wrong" and "the key may be wrong" in found.evidence
+    hesitant = judge(choice([-1.02, -1.0, -9, -9], gold=0), rules=[], contaminated=False, near=0.1, sure=sure)
+    assert not hesitant.key_suspect and hesitant.lead < 0.1
+
+
+def test_a_model_that_is_never_reliably_right_suspects_no_key():
+    task = [choice([-1.0, -1.0 - 0.1 * i, -9, -9], gold=i % 4, choices=[f"{c}{i}" for c in "abcd"]) for i in range(60)]
+    assert sure_lead(task) is None and sure_lead(sure_task([])[:10]) is None
+    assert not any(judge(r, rules=[], contaminated=False, near=0.1, sure=None).key_suspect for r in task)

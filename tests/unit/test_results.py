@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs import recipes, run
-from jobs.contract import StageResult, TableVersion, config_hash
+from jobs.contract import StageResult, TableVersion
 from jobs.services import results
 
 
@@ -46,7 +48,7 @@ def prepared(env, recipe, day: str, version: int, tokens: int) -> None:
     for stage, tables in {"decontaminate": ("training_documents", "contamination", "benchmark_items"), "pack": ("sequences",)}.items():
         results.record(env, StageResult(
             stage=stage, run_key=f"{stage}-{day}", recipe=recipe.name, interval=day, inputs={}, outputs={t: f"{t}@{version}" for t in tables},
-            metrics={"tokens": tokens}, config_hash=config_hash(recipe.stage_config(stage)), cost_usd=0.0, wall_seconds=0.0, code_revision="x",
+            metrics={"tokens": tokens}, config_hash=recipe.config_hash(stage), cost_usd=0.0, wall_seconds=0.0, code_revision="x",
             finished_at=f"2026-11-01T00:00:{version:02d}Z",
         ))  # fmt: skip
 
@@ -63,3 +65,15 @@ def test_a_build_waits_for_its_recipes_tokens_and_says_what_is_missing(env):
     found = run.plan(env, recipe)
     assert found["enough"] and found["days"] == ["2026-11-01", "2026-11-02"] and found["inputs"]["sequences"] == "sequences@2"
     assert not run.plan(env, recipes.load("tiny"))["enough"]  # another recipe's days are not its own
+
+
+def test_a_corpus_filtered_or_decontaminated_otherwise_is_another_one():
+    recipe = recipes.load("smoke")
+    other_benchmarks = replace(recipe, suite=replace(recipe.suite, gauntlet_digest="0" * 64))
+    other_rules = replace(recipe, clean=replace(recipe.clean, allow_unknown_licence=False))
+    assert other_benchmarks.stage_config("pack") == recipe.stage_config("pack")  # the stage alone is asked for the same
+    assert other_benchmarks.config_hash("pack") != recipe.config_hash("pack")
+    assert other_benchmarks.config_hash("deduplicate") == recipe.config_hash("deduplicate")
+    assert other_rules.config_hash("ingest") == recipe.config_hash("ingest")
+    assert len({other_rules.config_hash(s) == recipe.config_hash(s) for s in ("clean", "deduplicate", "decontaminate", "pack")}) == 1
+    assert other_rules.config_hash("clean") != recipe.config_hash("clean")

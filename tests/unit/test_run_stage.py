@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -55,6 +56,15 @@ def test_the_same_work_is_done_once_and_costs_once(env, stage):
     assert first.outputs == second.outputs == {"checkpoints": "checkpoints@1"}
     assert len(module.calls) == 1
     assert outcomes(env) == ["succeeded"]
+
+
+def test_a_result_recorded_under_an_older_name_of_its_corpus_is_found_again(env, stage):
+    stage(fake_train())
+    result = run.run_stage(env, "train", RECIPE)
+    results.record(env, replace(result, config_hash="0" * 16))
+    assert results.newest(env, "train", config=RECIPE.config_hash("train")) is None
+    assert run.run_stage(env, "train", RECIPE).reused
+    assert results.newest(env, "train", config=RECIPE.config_hash("train")).outputs == result.outputs
 
 
 def test_the_same_work_asked_for_at_once_is_done_once(env, stage):

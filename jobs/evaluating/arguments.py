@@ -1,0 +1,43 @@
+"""The options of ``moeline evaluate``. Standard library only, so that ``moeline --help`` stays quick."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ABOUT = "Score a model folder, or a served model, on Foundry's task files; resumes after a kill, and asks nothing twice. Needs no platform."
+
+
+def add_to(found: argparse.ArgumentParser) -> None:
+    """Add the options to a parser."""
+    found.add_argument("--model", required=True, metavar="DIR_OR_URL", help="Hugging Face causal LM folder, our export or checkpoint, or http(s)://.../v1")
+    found.add_argument("--suite", required=True, metavar="YAML", help="tasks or gauntlet YAML, or its name in DATA/yamls, such as v0.3")
+    found.add_argument("--data", required=True, metavar="DIR", help="folder with local_data/ in Foundry's layout")
+    found.add_argument("--out", required=True, metavar="DIR", help="scores.json, responses.parquet, report.md and the journal; the same again goes on")
+    found.add_argument("--tasks", default="", metavar="A,B", help="only these; v0.3-local: the 26 small ones")
+    found.add_argument("--max-items", type=int, metavar="N", help="at most N items of every task (a partial result, and called so)")
+    found.add_argument("--mode", choices=("exact", "fixed"), default="exact", help="exact: Foundry's numbers, defects included (default)")
+    found.add_argument("--batch-tokens", type=int, default=16_384, metavar="N", help="token positions of a forward pass; memory, not results")
+    found.add_argument("--max-seq-len", type=int, metavar="N", help="longest sequence (default: the model's, at most 2048 as in Foundry's scores)")
+    found.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder or tokenizer.json, where the model folder has none")
+    found.add_argument("--no-cache", action="store_true", help="neither use nor keep answers in the moeline home (the journal in --out is used)")
+    found.add_argument("--served-model", default="", metavar="NAME", help="model name at the URL (default: the first it lists)")
+    found.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the URL's key (default: OPENAI_API_KEY)")
+
+
+def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], None]) -> dict[str, Any]:
+    """Run the command; prints the report where no JSON is asked for."""
+    from jobs.evaluating import command, writing
+
+    options = command.Options(
+        model=arguments.model, suite=arguments.suite, data=Path(arguments.data), out=Path(arguments.out),
+        tasks=tuple(t.strip() for t in arguments.tasks.split(",") if t.strip()), max_items=arguments.max_items, mode=arguments.mode,
+        batch_tokens=arguments.batch_tokens, max_seq_len=arguments.max_seq_len, tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
+        served_model=arguments.served_model, key_variable=arguments.key_env,
+    )  # fmt: skip
+    result = command.run(options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", echo=echo)
+    if not arguments.json:
+        print((options.out / writing.REPORT).read_text(), end="")
+    return result

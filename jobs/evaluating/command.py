@@ -1,0 +1,151 @@
+"""The command: identify the model, ask what no journal or cache can answer, score, write.
+
+Answers come in portions of PORTION items; each portion is on disk before the next is asked, so a kill loses one portion at most.
+Change here: the order of things, progress. Not here: prompts and scores (models/gauntlet), what a file looks like (writing.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jobs.contract import MoelineError
+from jobs.evaluating import answers, model, questions, writing
+from models.gauntlet import averages
+from models.gauntlet.scoring import Response, score
+from models.gauntlet.tasks import EXACT, FIXED, GENERATION, Benchmark, Mode
+
+MODES = (EXACT, FIXED)
+PORTION = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only."""
+
+    model: str
+    suite: str
+    data: Path
+    out: Path
+    tasks: tuple[str, ...] = ()
+    max_items: int | None = None
+    mode: Mode = EXACT
+    batch_tokens: int = 16_384
+    max_seq_len: int | None = None
+    tokenizer: Path | None = None
+    served_model: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+
+
+@dataclass
+class _Asker:
+    """Asks the model, which is loaded when the first question needs it."""
+
+    evaluated: model.EvaluatedModel
+    options: Options
+    counts: dict[str, int] = field(default_factory=lambda: {"asked": 0, "from_journal": 0, "from_cache": 0})
+
+    @cached_property
+    def scorer(self) -> Any:
+        if self.evaluated.kind == model.ENDPOINT:
+            from jobs.services.endpoint import EndpointScorer
+
+            return EndpointScorer(self.evaluated.name, model=self.options.served_model, key_variable=self.options.key_variable)
+        return self.evaluated.scorer(self.options.batch_tokens)
+
+
+def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], progress: Callable[[int, int], None]) -> list[Response]:
+    """The one place that asks; in which mode is a property of the task."""
+    return score(benchmark, scorer, keep=ids.__contains__, progress=progress)
+
+
+def _score(benchmark: Benchmark, responses: Sequence[Response]) -> averages.Score:
+    """The one place that scores."""
+    asked = {r.item_id for r in responses}
+    return averages.score_benchmark(benchmark.task, [i for i in benchmark.items if i.item_id in asked], responses)
+
+
+def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, echo: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Evaluate and write ``options.out``; returns the content of scores.json. Raises MoelineError with what to do."""
+    started = time.monotonic()
+    if options.mode not in MODES:
+        raise MoelineError(f"--mode {options.mode!r} is unknown. Modes: {', '.join(MODES)}.")
+    if options.batch_tokens < 1:
+        raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
+    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode)
+    if not asked.benchmarks:
+        raise MoelineError(f"Suite {options.suite} asks for nothing.")
+    evaluated = _model(options, asked, tokenizers)
+    asker = _Asker(evaluated, options)
+    # Nobody can see the weights of a served model, so its answers are never taken for those of another day.
+    cache = answers.Cache(None if evaluated.kind == model.ENDPOINT else cache_folder)
+    progress = writing.Progress(sum(map(len, asked.kept.values())), echo)
+    with answers.Journal(options.out) as journal:
+        try:
+            responses = _all_answers(asked, asker, journal, cache, progress)
+            scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
+            result = _result(options, evaluated, asked, scores)
+        except ValueError as error:  # models know nothing of jobs' errors
+            raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
+        result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
+        writing.write(options.out, result, asked, responses)
+    return result
+
+
+def _model(options: Options, asked: questions.Questions, tokenizers: Path | None) -> model.EvaluatedModel:
+    if not options.model.startswith(("http://", "https://")):
+        return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
+    from jobs.services.endpoint import CHARACTERS
+
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind != GENERATION]
+    if refused:
+        raise MoelineError(
+            f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "
+            "Name the generation tasks with --tasks, or evaluate the model's folder."
+        )
+    return model.EvaluatedModel(
+        name=options.model, kind=model.ENDPOINT, folder=None, tokenizer=None, weights_digest="", tokenizer_digest=options.served_model,
+        max_seq_len=options.max_seq_len or CHARACTERS, device="served", dtype="",
+    )  # fmt: skip
+
+
+def _all_answers(
+    asked: questions.Questions, asker: _Asker, journal: answers.Journal, cache: answers.Cache, progress: writing.Progress
+) -> dict[str, list[Response]]:
+    """Responses by label in file order: from the cache, from the journal, and the rest from the model."""
+    mode, before, found = asker.options.mode, journal.entries(), {}
+    for benchmark in asked.benchmarks:
+        label = benchmark.task.label
+        key, kept = answers.benchmark_key(benchmark, asker.evaluated.identity(), mode), asked.kept[label]
+        cached, written = cache.load(key), before.get(key, {})
+        known = {i: written.get(i) or cached[i] for i in kept if i in written or i in cached}
+        asker.counts["from_journal"] += sum(1 for i in kept if i in written)
+        asker.counts["from_cache"] += sum(1 for i in kept if i in cached and i not in written)
+        progress.skip(len(known), label)
+        for start in range(0, len(kept), PORTION):  # portions are places in the file, so a rerun asks in the same ones
+            if missing := {i for i in kept[start : start + PORTION] if i not in known}:
+                fresh = _ask(benchmark, asker.scorer, missing, progress.within(len(missing)))
+                journal.append(key, fresh)
+                known |= {r.item_id: r for r in fresh}
+                asker.counts["asked"] += len(fresh)
+                progress.done(len(missing))
+        if any(i not in cached for i in kept):
+            cache.store(key, known)
+        found[label] = [known[i] for i in kept]
+    return found
+
+
+def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.Questions, scores: Sequence[averages.Score]) -> dict[str, Any]:
+    means = averages.by_category(scores) if scores else []
+    name = "partial_average" if asked.partial else averages.average_name(scores)
+    overall = [averages.overall(scores, expected=[b.task.label for b in asked.benchmarks], name=name)] if scores else []
+    return {
+        "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
+        "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
+        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(overall[0]) if overall else None,
+        "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
+    }  # fmt: skip

@@ -1,0 +1,136 @@
+"""What an evaluation leaves: scores.json, responses.parquet and report.md, each written whole; and its progress on stderr.
+
+Change here: columns, the report's layout. Not here: the numbers (models/gauntlet/averages.py).
+Texts of items and labels are strangers' texts: in the report nothing of them can become a tag, a link or a table cell.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.evaluating.answers import write_whole
+from jobs.evaluating.questions import Questions
+from models.gauntlet.scoring import Response
+from models.gauntlet.tasks import Task
+
+SCORES, RESPONSES, REPORT = "scores.json", "responses.parquet", "report.md"
+MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
+MAX_CHOICE_CHARS = 600
+_EXAMPLES = 3
+_EXAMPLE_CHARS = 160
+_SECONDS_BETWEEN_LINES = 2.0
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:@$^=])")
+
+
+class Progress:
+    """Lines "items done / all, elapsed, time left" on stderr, a few seconds apart. Answers found, not asked, do not count into the rate."""
+
+    def __init__(self, total: int, echo: Callable[[str], None]) -> None:
+        self.total, self.echo, self.label = total, echo, ""
+        self.finished = self.found = 0
+        self.started, self.last = time.monotonic(), float("-inf")
+
+    def skip(self, items: int, label: str) -> None:
+        """A benchmark begins, of which ``items`` are answered already."""
+        self.label = label
+        self.found += items
+        self.finished += items
+
+    def within(self, items: int) -> Callable[[int, int], None]:
+        """A callback (part, all) for a portion of ``items``."""
+        return lambda part, whole: self._say(self.finished + items * part / max(1, whole))
+
+    def done(self, items: int) -> None:
+        self.finished += items
+        self._say(self.finished)
+
+    def _say(self, now: float) -> None:
+        elapsed = time.monotonic() - self.started
+        if now < self.total and elapsed - self.last < _SECONDS_BETWEEN_LINES:
+            return
+        self.last = elapsed
+        asked = now - self.found
+        left = f"{(self.total - now) * elapsed / asked:.0f} s left" if asked > 0 else "time left unknown"
+        self.echo(f"{self.label}: {int(now):,} of {self.total:,} items, {elapsed:.0f} s, {left}")
+
+
+def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Mapping[str, Sequence[Response]]) -> None:
+    """Write the three files into ``out``; scores.json last, so that its presence says the others are there."""
+    kinds = {b.task.label: b.task for b in asked.benchmarks}
+    digest = result["weights_digest"][:16]
+    rows = [_row(kinds[label], r, digest) for label, answered in responses.items() for r in answered]
+    write_whole(out / RESPONSES, _parquet(rows))
+    write_whole(out / REPORT, report(result, responses).encode())
+    write_whole(out / SCORES, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+
+
+def _row(task: Task, response: Response, weights_digest: str) -> dict[str, Any]:
+    """A row has the columns of table ``responses``, and the number of tokens of every choice."""
+    item = {"prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": task.num_fewshot, "subset": response.subset}
+    per_token = zip(response.sum_logprobs, response.mean_logprobs, strict=True)
+    return {
+        "benchmark": task.label, "category": task.category, "item_id": response.item_id, "kind": response.kind, "prompt_hash": response.prompt_hash,
+        "n_prompt_tokens": response.n_prompt_tokens, "n_choice_tokens": [round(s / m) if m else 0 for s, m in per_token],
+        "choices": [c[:MAX_CHOICE_CHARS] for c in response.choices], "sum_logprobs": list(response.sum_logprobs),
+        "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
+        "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest, "item": json.dumps(item),
+    }  # fmt: skip
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = {"sum_logprobs": pa.float64(), "mean_logprobs": pa.float64(), "choices": pa.string(), "n_choice_tokens": pa.int64()}
+    columns = {name: pa.array([row[name] for row in rows], pa.list_(lists[name]) if name in lists else None) for name in rows[0]}
+    target = io.BytesIO()
+    pq.write_table(pa.table(columns), target)
+    return target.getvalue()
+
+
+def plain(text: object) -> str:
+    """``text`` as text in Markdown and in the HTML made of it, on one line: no tag, link, emphasis, cell or invisible character survives."""
+    visible = "".join(c if c.isprintable() else " " for c in str(text))
+    return html.escape(_MARKDOWN.sub(r"\\\1", visible))
+
+
+def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]]) -> str:
+    """The Markdown report."""
+    lines = [f"# {plain(result['model'])} on {plain(result['suite'])}", ""]
+    lines += [f"- {name}: {plain(result[key])}" for name, key in (("weights", "weights_digest"), ("tokenizer", "tokenizer_digest"), ("mode", "mode"))]
+    lines += [f"- longest sequence: {result['max_seq_len']} tokens, on {plain(result['device'])} in {plain(result['dtype'])}"]
+    lines += [f"- **partial**: {plain(reason)}; no core_average" for reason in result["partial"]]
+    if result["scores"]:
+        lines += [
+            "",
+            "| category | benchmark | shots | items | accuracy | standard error | chance | best constant | score |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        lines += [_score_line(s) for s in (*result["scores"], *result["categories"], result["average"])]
+        lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
+    if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
+        lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
+    lines += _examples(responses)
+    return "\n".join(lines) + "\n"
+
+
+def _score_line(s: Mapping[str, Any]) -> str:
+    name = {"*": "mean", "**": "all"}.get(s["benchmark"], s["benchmark"])
+    numbers = " | ".join(f"{s[k]:.4f}" for k in ("accuracy", "stderr", "chance", "best_constant", "score"))
+    return f"| {plain(s['category'])} | {plain(name)} | {s['shots']} | {s['n']} | {numbers} |"
+
+
+def _examples(responses: Mapping[str, Sequence[Response]]) -> list[str]:
+    lines = []
+    for label, answered in responses.items():
+        if wrong := [r for r in answered if not r.correct][:_EXAMPLES]:
+            lines += ["", f"## {plain(label)}: wrong answers", ""]
+            lines += [f"- item {plain(r.item_id)}: … {plain(r.prompt[-_EXAMPLE_CHARS:])} → {plain(r.output[:_EXAMPLE_CHARS])}" for r in wrong]
+    return lines

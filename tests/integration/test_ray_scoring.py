@@ -1,0 +1,81 @@
+"""Scoring on Ray workers gives, bit for bit, what one process gives, also when a worker is killed; no worker waits for a slow one."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TESTS / "unit"))
+from gauntlet_examples import encoder, scorer  # noqa: E402 - found by the line above
+
+from jobs.services import ray_scoring  # noqa: E402
+from jobs.services.ray_scoring import RayScorer  # noqa: E402
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
+    yield ray
+    ray.shutdown()
+
+
+def loader(kill_once: str = "", slow_once: str = ""):
+    folder = str(TESTS / "unit")
+
+    def load():
+        sys.path.insert(0, folder)
+        from gauntlet_examples import scorer
+
+        made = scorer()
+        answer = made.continuation_scores
+
+        def disturbed(pairs):
+            for file, act in ((kill_once, lambda: os.kill(os.getpid(), 9)), (slow_once, lambda: time.sleep(6))):
+                try:
+                    os.remove(file)  # only one worker succeeds
+                except OSError:
+                    continue
+                act()
+            return answer(pairs)
+
+        made.continuation_scores = disturbed
+        return made
+
+    return load
+
+
+def prompts():
+    rng = random.Random(4)
+    beginnings = [tuple(rng.choices(range(2, 1000), k=150)) for _ in range(4)]
+    return [((*rng.choice(beginnings), *rng.choices(range(2, 1000), k=5)), tuple(rng.choices(range(2, 1000), k=3))) for _ in range(60)]
+
+
+def test_a_killed_and_a_slow_worker_change_no_bit(ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_scoring, "CHUNK_TOKENS", 600)
+    torch.set_num_threads(1)
+    expected = scorer().continuation_scores(prompts())
+    contexts = [context for context, _ in prompts()[:12]]
+    kill, slow = tmp_path / "kill", tmp_path / "slow"
+    kill.touch()
+    sharing = RayScorer(loader(kill_once=str(kill)), encoder(), max_seq_len=256, workers=2)
+    seen = []
+    assert sharing.continuation_scores(prompts(), lambda done, total: seen.append((done, total))) == expected
+    assert not kill.exists() and sharing._deaths == 1 and seen[-1] == (60, 60)
+    assert sharing.generate(contexts, 5, ()) == scorer().generate(contexts, 5, ())
+    sharing.close()
+    slow.touch()
+    sharing = RayScorer(loader(slow_once=str(slow)), encoder(), max_seq_len=256, workers=2)
+    assert sharing.continuation_scores(prompts()) == expected
+    assert not slow.exists() and min(sharing.chunks_done) < sum(sharing.chunks_done) / 4, "the chunks were shared out evenly, not by who was free"
+    sharing.close()

@@ -1,0 +1,175 @@
+"""An answer is a function of its prompt: not of the batch size, the order, the neighbours, the padding or the threads. Floats are compared exactly."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from gauntlet_examples import GAUNTLET, encoder, model, needs_gauntlet, scorer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.gauntlet import tasks
+from models.gauntlet.prefix_tree import Edge, positions_of, prefix_tree
+from models.gauntlet.scoring import score
+from models.gauntlet.tasks import Benchmark
+
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+TOKENS = st.integers(2, 9)  # few different ones, so that beginnings coincide
+PAIRS = st.tuples(st.lists(TOKENS, min_size=1, max_size=40), st.lists(TOKENS, min_size=1, max_size=6)).map(lambda p: (tuple(p[0]), tuple(p[1])))
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def long_beginnings(pairs, rng):
+    """The pairs after one of three long beginnings, or of none."""
+    beginnings = [(), *(tuple(rng.choices(range(2, 1000), k=n)) for n in (50, 120, 190))]
+    return [((*rng.choice(beginnings), *context), continuation) for context, continuation in pairs]
+
+
+@settings(max_examples=20, **SLOW)
+@given(st.lists(PAIRS, min_size=1, max_size=25), st.randoms(use_true_random=False))
+def test_batch_size_order_and_neighbours_change_no_bit(pairs, rng):
+    pairs = long_beginnings(pairs, rng)
+    expected = scorer(batch_tokens=16_384).continuation_scores(pairs)
+    assert set(expected) == set(pairs)
+    rng.shuffle(pairs)
+    for size in (1, 1_000, 4_000):
+        assert scorer(batch_tokens=size).continuation_scores(pairs) == expected
+    some = pairs[: len(pairs) // 2 + 1]
+    assert scorer().continuation_scores(some) == {pair: expected[pair] for pair in some}
+    assert scorer().continuation_scores(pairs[:1]) == {pairs[0]: expected[pairs[0]]}
+
+
+@settings(max_examples=15, **SLOW)
+@given(st.lists(PAIRS, min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
+    pairs = long_beginnings(pairs, rng)
+    for shared_prefix in (True, False):
+        found = scorer(shared_prefix=shared_prefix).continuation_scores(pairs)
+        for context, continuation in set(pairs):
+            with torch.inference_mode():
+                logits = model()(torch.tensor([[*context, *continuation]])).logits_BTV[0, len(context) - 1 : -1].double()
+            logprobs = logits.log_softmax(-1)[range(len(continuation)), list(continuation)]
+            got = found[context, continuation]
+            assert got.n_tokens == len(continuation) and got.sum_logprob == pytest.approx(logprobs.sum().item(), abs=2e-4)
+            margin = logits.topk(2).values
+            sure = margin[:, 0] - margin[:, 1] > 1e-3
+            assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits.argmax(-1)[sure].tolist()
+
+
+@settings(max_examples=10, **SLOW)
+@given(st.lists(st.lists(TOKENS, min_size=1, max_size=60).map(tuple), min_size=1, max_size=10), st.randoms(use_true_random=False))
+def test_generation_equals_the_naive_loop(contexts, rng):
+    contexts = [context for context, _ in long_beginnings([(c, (2,)) for c in contexts], rng)]
+    expected = [naive(context, 6) for context in contexts]
+    for size, shared_prefix in ((4096, True), (300, True), (1, True), (4096, False)):
+        assert scorer(batch_tokens=size, shared_prefix=shared_prefix).generate(contexts, 6, ()) == expected
+
+
+def naive(context, n) -> str:
+    ids = list(context)
+    for _ in range(n):
+        with torch.inference_mode():
+            ids.append(model()(torch.tensor([ids])).logits_BTV[0, -1].argmax().item())
+        if ids[-1] == encoder().eos_id:
+            ids.pop()
+            break
+    return encoder().decode(ids[len(context) :])
+
+
+@needs_gauntlet
+@pytest.mark.parametrize("label", ["openbook_qa", "winograd", "simple_arithmetic_nospaces", "agi_eval_lsat_ar"])
+def test_foundrys_items_alone_together_and_shuffled(label):
+    (benchmark,) = tasks.load_foundry(
+        GAUNTLET / "yamls" / "tasks_v0.3.yaml", GAUNTLET / "local_data", GAUNTLET / "yamls" / "eval_gauntlet_v0.3.yaml", only=[label]
+    )
+    benchmark = Benchmark(benchmark.task, benchmark.items[:20])
+    ids = [item.item_id for item in benchmark.items]
+    straight = score(benchmark, scorer(batch_tokens=16_384))
+    assert straight == score(benchmark, scorer(batch_tokens=1_000))
+    for some in (ids[3:4], random.Random(1).sample(ids, 7)):
+        assert score(benchmark, scorer(), keep=set(some).__contains__) == [r for r in straight if r.item_id in some]
+
+
+def test_the_number_of_threads_changes_no_bit():
+    pairs = long_beginnings([((2, 3, n), (4, n % 7 + 2)) for n in range(2, 40)], random.Random(2))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(scorer().continuation_scores(pairs))
+    assert found[0] == found[1]
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=80).map(tuple), min_size=1, max_size=30, unique=True).map(sorted)
+
+
+@given(SEQUENCES, st.booleans(), st.randoms(use_true_random=False))
+def test_a_prefix_tree_holds_every_sequence_once(sequences, shared, rng):
+    wanted_from = [rng.randrange(len(s)) for s in sequences]
+    root = prefix_tree(sequences, wanted_from, shared=shared)
+    seen: dict[int, list[int]] = {n: [] for n in range(len(sequences))}
+    ended = []
+
+    def below(edge: Edge, text: tuple[int, ...], level: int) -> None:
+        assert edge.start == len(text) and level <= 8
+        text = (*text, *edge.sequence[edge.start : edge.end].tolist())
+        for position, number in edge.wanted:
+            assert edge.start <= position < edge.end and text[: position + 1] == sequences[number][: position + 1]
+            seen[number].append(position)
+        for number in edge.ends:
+            assert text[: len(sequences[number])] == sequences[number] and len(sequences[number]) > edge.start
+            ended.append(number)
+        for child in edge.children:
+            below(child, text, level + 1)
+
+    below(root, (), 0)
+    assert sorted(ended) == list(range(len(sequences)))
+    assert seen == {n: list(range(wanted_from[n], len(s))) for n, s in enumerate(sequences)}
+    assert positions_of(root) <= sum(map(len, sequences))
+
+
+def test_shared_beginnings_are_counted_once():
+    sequences = sorted((*range(100), n, n + 1) for n in range(10))
+    assert positions_of(prefix_tree(sequences, [0] * 10)) == 100 + 10 * 2
+    assert positions_of(prefix_tree(sequences, [0] * 10, shared=False)) == 10 * 102
+    with pytest.raises(ValueError, match="sort the sequences"):
+        prefix_tree([np.array([2, 1]), np.array([1, 2])], [0, 0])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_hugging_face_model_shares_beginnings_with_the_same_scores(family):
+    transformers = pytest.importorskip("transformers")
+    from models.gauntlet.scoring import Scorer
+    from models.huggingface_cache import CachedCausalLM
+    from models.kv_cache import KVCache
+
+    torch.manual_seed(3)
+    theirs = {
+        "llama": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=1024, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2
+            )
+        ),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=1024, n_embd=64, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2)
+        ),
+    }[family]().eval()
+    rng = random.Random(1)
+    pairs = long_beginnings([(tuple(rng.choices(range(2, 1000), k=4)), tuple(rng.choices(range(2, 1000), k=rng.randint(1, 4)))) for _ in range(20)], rng)
+
+    def found(some, batch_tokens=4096, cache_type=KVCache):
+        return Scorer(CachedCausalLM(theirs), encoder(), max_seq_len=256, batch_tokens=batch_tokens, cache_type=cache_type).continuation_scores(some)
+
+    expected = found(pairs)
+    assert found(pairs, batch_tokens=1) == expected and found(pairs[:3]) == {pair: expected[pair] for pair in pairs[:3]}
+    for (context, continuation), plain in found(pairs, cache_type=None).items():
+        assert expected[context, continuation].sum_logprob == pytest.approx(plain.sum_logprob, abs=2e-4)
