@@ -206,7 +206,7 @@ SCORES = Table(
         C("category", "string", "category"), C("shots", "int32", "few-shot examples"), C("n", "int64", "items"), C("metric", "string", "how it was scored"),
         C("accuracy", "float64", "share right"), C("stderr", "float64", "standard error of accuracy"), C("chance", "float64", "accuracy of guessing"),
         C("best_constant", "float64", "accuracy of the best fixed answer"), C("score", "float64", "(accuracy - baseline) / (1 - baseline)"),
-        C("accuracy_clean", "float64", "on items no training text overlaps", nullable=True), C("n_contaminated", "int64", "items that overlap"),
+        C("accuracy_clean", "float64", "on items no training text overlaps", nullable=True), C("n_contaminated", "int64", "items that overlap"), C("mode", "string", "exact (Foundry's rules) | fixed (its known defects corrected)"),
     ),
     "run_key",
     (between("accuracy", 0.0, 1.0), between("stderr", 0.0, 1.0), between("chance", 0.0, 1.0), at_least(3)),

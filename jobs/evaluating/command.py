@@ -17,9 +17,9 @@ from jobs.contract import MoelineError
 from jobs.evaluating import answers, model, questions, writing
 from models.gauntlet import averages
 from models.gauntlet.scoring import Response, score
-from models.gauntlet.tasks import GENERATION, Benchmark
+from models.gauntlet.tasks import EXACT, FIXED, GENERATION, Benchmark, Mode
 
-MODES = ("exact", "fixed")
+MODES = (EXACT, FIXED)
 PORTION = 256
 
 
@@ -33,7 +33,7 @@ class Options:
     out: Path
     tasks: tuple[str, ...] = ()
     max_items: int | None = None
-    mode: str = "exact"
+    mode: Mode = EXACT
     batch_tokens: int = 16_384
     max_seq_len: int | None = None
     tokenizer: Path | None = None
@@ -58,15 +58,15 @@ class _Asker:
         return self.evaluated.scorer(self.options.batch_tokens)
 
 
-def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], mode: str, progress: Callable[[int, int], None]) -> list[Response]:
-    """The one place that asks: ``mode`` belongs here."""
+def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], progress: Callable[[int, int], None]) -> list[Response]:
+    """The one place that asks; in which mode is a property of the task."""
     return score(benchmark, scorer, keep=ids.__contains__, progress=progress)
 
 
-def _score(benchmark: Benchmark, responses: Sequence[Response], mode: str) -> averages.Score:
+def _score(benchmark: Benchmark, responses: Sequence[Response]) -> averages.Score:
     """The one place that scores."""
     asked = {r.item_id for r in responses}
-    return averages.score_benchmark(benchmark.task, [i for i in benchmark.items if i.item_id in asked], responses, exact=mode == "exact")
+    return averages.score_benchmark(benchmark.task, [i for i in benchmark.items if i.item_id in asked], responses)
 
 
 def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, echo: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
         raise MoelineError(f"--mode {options.mode!r} is unknown. Modes: {', '.join(MODES)}.")
     if options.batch_tokens < 1:
         raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
-    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items)
+    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode)
     if not asked.benchmarks:
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers)
@@ -87,7 +87,7 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
     with answers.Journal(options.out) as journal:
         try:
             responses = _all_answers(asked, asker, journal, cache, progress)
-            scores = [_score(b, responses[b.task.label], options.mode) for b in asked.benchmarks]
+            scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
             result = _result(options, evaluated, asked, scores)
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
@@ -128,7 +128,7 @@ def _all_answers(
         progress.skip(len(known), label)
         for start in range(0, len(kept), PORTION):  # portions are places in the file, so a rerun asks in the same ones
             if missing := {i for i in kept[start : start + PORTION] if i not in known}:
-                fresh = _ask(benchmark, asker.scorer, missing, mode, progress.within(len(missing)))
+                fresh = _ask(benchmark, asker.scorer, missing, progress.within(len(missing)))
                 journal.append(key, fresh)
                 known |= {r.item_id: r for r in fresh}
                 asker.counts["asked"] += len(fresh)

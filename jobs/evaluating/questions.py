@@ -28,7 +28,7 @@ class Questions:
     partial: tuple[str, ...]
 
 
-def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | None = None) -> Questions:
+def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | None = None, mode: tasks.Mode = tasks.EXACT) -> Questions:
     """Read the suite and its data. Raises MoelineError naming a missing file, an unknown task or a data set that is not there."""
     if max_items is not None and max_items < 1:
         raise MoelineError(f"--max-items {max_items} must be at least 1.")
@@ -38,7 +38,7 @@ def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | N
         folder = data / "local_data" if (data / "local_data").is_dir() else data
         declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml)]
         wanted = _selected(declared, only, file)
-        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted)
+        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted, mode=mode)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"Suite {suite}: {str(error).replace('only=', '--tasks')}") from error
     kept = {b.task.label: _kept(b, max_items) for b in benchmarks}

@@ -47,7 +47,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
             ours, scorer, contaminated=contaminated, progress=lambda done, total, text: tools.progress(done * share, total, text)
         )
         more, answers = suite.evaluate(
-            foundry, scorer, keep=kept, contaminated=contaminated, exact=True,
+            foundry, scorer, keep=kept, contaminated=contaminated,
             progress=lambda done, total, text: tools.progress(share + (1 - share) * done / max(1, total), 1.0, text),
         )  # fmt: skip
         overall = averages.overall(scores, expected=[b.task.label for b in ours])

@@ -1,7 +1,8 @@
 """From responses to scores: baselines, standard errors, category means, the average. A missing or non-finite number is an error.
 
-Two modes. ``ours`` subtracts the higher of chance and the best constant answer (on commonsense_qa always answering C is worth 40 %).
-``exact`` subtracts Mosaic's random_baseline, as llm-foundry's gauntlets do. Pure: no torch, no tables.
+A task of mode ``fixed`` has the higher of chance and the best constant answer subtracted (on commonsense_qa always answering C is worth
+40 %), one of mode ``exact`` Mosaic's random_baseline, as llm-foundry's gauntlets do. Scores of different modes are never averaged.
+Pure: no torch, no tables. Change here: baselines, means. Not here: what a gauntlet YAML says (gauntlet.py).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from models.gauntlet.scoring import Response, normalise_answer
-from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Item, Task
+from models.gauntlet.answers import answer_key, normalise_answer
+from models.gauntlet.scoring import Response
+from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Item, Mode, Task
 
 # v0.3 as MosaicML publishes it. Only with all of these is a mean called core_average.
 V03_CATEGORIES: Mapping[str, int] = {
@@ -40,6 +43,7 @@ class Score:
     score: float
     accuracy_clean: float | None
     n_contaminated: int
+    mode: Mode = FIXED
 
 
 def chance(task: Task, items: Iterable[Item]) -> float:
@@ -56,6 +60,8 @@ def best_constant(task: Task, items: Iterable[Item]) -> float:
     Positions do not count: the options are scored by their texts, so "always the first" is not something a model can do.
     """
     rows = [item.row for item in items]
+    if task.kind == CODE:
+        return 0.0
     if task.kind == GENERATION:
         return _best_generated_constant(task, rows)
     if task.kind == LANGUAGE_MODELING:
@@ -66,12 +72,15 @@ def best_constant(task: Task, items: Iterable[Item]) -> float:
 
 
 def _best_generated_constant(task: Task, rows: Sequence[Mapping[str, Any]]) -> float:
-    """As a generation is right when it *starts with* an alias, a constant earns every item that has a prefix of it as alias."""
-    clean: Callable[[str], str] = normalise_answer if task.do_normalization else str.strip
+    """In mode exact a constant earns every item that has a prefix of it as alias, because a generation need only *start with* one."""
+    fixed = task.mode == FIXED
+    clean: Callable[[str], str] = partial(answer_key, task) if fixed else normalise_answer if task.do_normalization else str.strip
     items_of: dict[str, set[int]] = defaultdict(set)
     for index, row in enumerate(rows):
         for alias in {row["answer"], *(row.get("aliases") or ())}:
             items_of[clean(alias)].add(index)
+    if fixed:
+        return max((len(found) for key, found in items_of.items() if key), default=0) / len(rows)
     return max(len(set().union(*(items_of[text[:k]] for k in range(len(text) + 1) if text[:k] in items_of))) for text in list(items_of)) / len(rows)
 
 
@@ -92,7 +101,7 @@ def _macro(responses: Sequence[Response]) -> tuple[float, float]:
     return sum(rate for rate, _ in rates) / len(rates), math.sqrt(variance) / len(rates)
 
 
-def score_benchmark(task: Task, items: Sequence[Item], responses: Sequence[Response], *, contaminated: Collection[str] = (), exact: bool = False) -> Score:
+def score_benchmark(task: Task, items: Sequence[Item], responses: Sequence[Response], *, contaminated: Collection[str] = ()) -> Score:
     """Score one benchmark from the responses to ``items``. Raises ValueError when a response is missing or not asked for."""
     answered, asked = {r.item_id for r in responses}, {i.item_id for i in items}
     if not items or answered != asked or len(responses) != len(items):
@@ -103,8 +112,9 @@ def score_benchmark(task: Task, items: Sequence[Item], responses: Sequence[Respo
     clean = [r for r in responses if r.item_id not in contaminated]
     return Score(
         benchmark=task.label, category=task.category, shots=task.num_fewshot, n=len(items), metric=task.metric, accuracy=accuracy, stderr=stderr,
-        chance=guess, best_constant=constant, score=rescaled(accuracy, task.random_baseline if exact else max(guess, constant), task.label),
+        chance=guess, best_constant=constant, score=rescaled(accuracy, task.random_baseline if task.mode == EXACT else max(guess, constant), task.label),
         accuracy_clean=_macro(clean)[0] if clean else None, n_contaminated=len(responses) - len(clean),
+        mode=task.mode,
     )  # fmt: skip
 
 
@@ -115,6 +125,8 @@ def mean(scores: Sequence[Score], *, benchmark: str, category: str) -> Score:
     for one in scores:
         if not all(math.isfinite(value) for value in (one.accuracy, one.stderr, one.score)):
             raise ValueError(f"{one.benchmark} ({one.category}) has a score that is not a number; the mean {category} cannot be taken.")
+    if len({one.mode for one in scores}) > 1:
+        raise ValueError(f"The mean {category} would mix scores of modes {EXACT} and {FIXED}. Average each mode on its own.")
     k = len(scores)
     clean = [s.accuracy_clean for s in scores]
     return Score(
@@ -122,6 +134,7 @@ def mean(scores: Sequence[Score], *, benchmark: str, category: str) -> Score:
         accuracy=sum(s.accuracy for s in scores) / k, stderr=math.sqrt(sum(s.stderr**2 for s in scores)) / k,
         chance=sum(s.chance for s in scores) / k, best_constant=sum(s.best_constant for s in scores) / k, score=sum(s.score for s in scores) / k,
         accuracy_clean=None if None in clean else sum(c for c in clean if c is not None) / k, n_contaminated=sum(s.n_contaminated for s in scores),
+        mode=scores[0].mode,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from models.gauntlet.scoring import normalise_answer
+from models.gauntlet.answers import normalise_answer
 
 BUCKETS = 10
 STANDARD_ERRORS = 2.0

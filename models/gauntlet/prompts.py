@@ -1,17 +1,18 @@
 """Prompts: from a benchmark to token ids, exactly as llm-foundry 8c8dd48 assembles them.
 
 The three encodings (shots, context, continuation) stay separate, shots come from the test set itself in the iteration order of a Python
-set, and contexts are cut on the left: all of it changes scores, so all of it is kept. Pure: no model, no torch.
+set, and contexts are cut on the left: all of it changes scores, so all of it is kept. A task of mode ``fixed`` is asked with the
+corrections that tasks.py lists. Pure: no model, no torch.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Benchmark, Item, Task
+from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Benchmark, Item, Task
 
 COT_BUFFER_TOKENS = 10  # Foundry lets a generation run this much longer than the longest answer when there is a chain of thought
 
@@ -110,8 +111,34 @@ def needs_prefix_space(encoder: Encoder) -> bool:
 
 
 def _stripped(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
-    # Only strings themselves: the strings inside lists (choices, aliases) keep their white space.
-    return {k: v.strip() if task.strip_dataset and isinstance(v, str) else v for k, v in row.items()}
+    if not task.strip_dataset or task.kind == CODE:
+        return dict(row)
+    # Foundry strips only strings themselves: those inside lists (choices, aliases) keep their white space.
+    in_lists = task.mode == FIXED
+    return {
+        k: v.strip() if isinstance(v, str) else [t.strip() if isinstance(t, str) else t for t in v] if in_lists and isinstance(v, list) else v
+        for k, v in row.items()
+    }
+
+
+def question_key(task: Task, row: Mapping[str, Any]) -> str:
+    """What two rows that ask the same question share: its text, case and white space aside (schema: the sentences to choose from)."""
+    text = "\n".join(row["context_options"]) if task.kind == SCHEMA else row[_QUESTION.get(task.kind, "context")]
+    return " ".join(text.lower().split())
+
+
+_QUESTION = {MULTIPLE_CHOICE: "query", CODE: "prompt"}
+
+
+def without_leaks(shots: Collection[int], index: int, keys: Sequence[str], seed: int) -> list[int]:
+    """``shots`` with those replaced that ask the question of row ``index``; drawn apart, so that no other row's shots change."""
+    leaking = [shot for shot in shots if keys[shot] == keys[index]]
+    if not leaking:
+        return list(shots)
+    rng = random.Random(f"{seed}:{index}")  # noqa: S311 - repeatable, not secret
+    free = [i for i in range(len(keys)) if keys[i] != keys[index] and i not in shots]
+    replacements = dict(zip(leaking, rng.sample(free, min(len(free), len(leaking))), strict=False))
+    return [replacements.get(shot, shot) for shot in shots if shot not in leaking or shot in replacements]
 
 
 def _answer(task: Task, row: Mapping[str, Any], has_cot: bool) -> str:
@@ -120,7 +147,22 @@ def _answer(task: Task, row: Mapping[str, Any], has_cot: bool) -> str:
         return row["choices"][row["gold"]]
     if task.kind == LANGUAGE_MODELING:
         return row["continuation"]
+    if task.kind == CODE:
+        return row["canonical_solution"]
     return f"{row.get('chain_of_thought', '')}{task.cot_delimiter}{row['answer']}" if has_cot else row["answer"]
+
+
+def _option(row: Mapping[str, Any]) -> str:
+    return row["context_options"][row["gold"]]
+
+
+def _question(task: Task, row: Mapping[str, Any]) -> str:
+    return row[_QUESTION.get(task.kind, "context")]
+
+
+def _delimiter(task: Task) -> str:
+    """Between context and continuation. Code goes on where it ends; Foundry's delimiter (a space) would break the indentation."""
+    return "" if task.kind == CODE and task.mode == FIXED else task.continuation_delimiter
 
 
 def _shots_text(task: Task, rows: Sequence[Mapping[str, Any]], indices: Collection[int], has_cot: bool) -> str:
@@ -128,24 +170,33 @@ def _shots_text(task: Task, rows: Sequence[Mapping[str, Any]], indices: Collecti
     for index in indices:
         row = rows[index]
         delimiter = task.example_delimiter if text else ""
-        if task.kind == SCHEMA:  # here the delimiter comes after the prelimiter
+        if task.kind == SCHEMA and task.mode == EXACT:  # here the delimiter comes after the prelimiter
             text += f"{task.question_prelimiter}{delimiter}{row['context_options'][row['gold']]}{task.continuation_delimiter}{row['continuation']}"
         else:
-            context = row["query"] if task.kind == MULTIPLE_CHOICE else row["context"]
-            text += f"{delimiter}{task.question_prelimiter}{context}{task.continuation_delimiter}{_answer(task, row, has_cot)}"
+            context, answer = (_option(row), row["continuation"]) if task.kind == SCHEMA else (_question(task, row), _answer(task, row, has_cot))
+            text += f"{delimiter}{task.question_prelimiter}{context}{_delimiter(task)}{answer}"
     return text
 
 
 def _contexts(task: Task, row: Mapping[str, Any], shots: str) -> list[str]:
     """Text after the shots: one per option for schema, else one."""
+    if task.kind == SCHEMA and task.mode == FIXED:
+        text = f"{task.example_delimiter if shots else ''}{task.question_prelimiter}"
+        delimiter = task.continuation_delimiter.rstrip() if task.strip_dataset else task.continuation_delimiter
+        return [f"{text}{option}{delimiter}" for option in row["context_options"]]
     if task.kind == SCHEMA:
         if not shots:
             return [f"{task.question_prelimiter}{option}" for option in row["context_options"]]
         delimiter = task.continuation_delimiter.rstrip() if task.strip_dataset else task.continuation_delimiter
         return [f"{task.question_prelimiter}{task.example_delimiter}{option}{delimiter}" for option in row["context_options"]]
-    context = row["query"] if task.kind == MULTIPLE_CHOICE else row["context"]
-    text = f"{task.example_delimiter if shots else ''}{task.question_prelimiter}{context}{task.continuation_delimiter}"
-    return [text.rstrip() if task.strip_dataset else text]
+    text = f"{task.example_delimiter if shots else ''}{task.question_prelimiter}{_question(task, row)}{_delimiter(task)}"
+    return [text.rstrip() if task.strip_dataset and task.kind != CODE else text]
+
+
+def _answers(task: Task, row: Mapping[str, Any]) -> tuple[str, ...]:
+    if task.kind == CODE:
+        return (row["canonical_solution"],)
+    return tuple(dict.fromkeys((row["answer"], *(row.get("aliases") or ())))) if task.kind == GENERATION else ()
 
 
 class _Assembler:
@@ -156,7 +207,8 @@ class _Assembler:
         self.rows = [_stripped(task, item.row) for item in items]
         self.prefix_space = task.prefix_space and needs_prefix_space(encoder)
         self.has_cot = any("chain_of_thought" in item.row for item in items)
-        self.max_new_tokens = self._longest_answer() if task.kind == GENERATION else 0
+        self.keys = [question_key(task, row) for row in self.rows] if task.mode == FIXED and task.num_fewshot else []
+        self.max_new_tokens = self._longest_answer() if task.kind == GENERATION else self._longest_solution() if task.kind == CODE else 0
         if self.max_new_tokens >= max_seq_len:
             raise ValueError(
                 f"Task {task.label}: answers need up to {self.max_new_tokens} tokens, but the model takes sequences of {max_seq_len}. "
@@ -171,6 +223,11 @@ class _Assembler:
                 longest = max(longest, len(self.encoder.encode(f"{thought}{answer}", True)))
         return max(1, longest + (COT_BUFFER_TOKENS if self.task.cot_delimiter else 0))
 
+    def _longest_solution(self) -> int:
+        solutions = max(len(self.encoder.encode(item.row["canonical_solution"], False)) for item in self.items) + COT_BUFFER_TOKENS
+        prompts = max(len(self.encoder.encode(f"{self.task.question_prelimiter}{row['prompt']}{_delimiter(self.task)}", True)) for row in self.rows)
+        return max(1, min(solutions, self.max_seq_len - prompts))
+
     def _continuation(self, text: str) -> tuple[int, ...]:
         return tuple(self.encoder.encode(f" {text}" if self.prefix_space and not text.startswith(" ") else text, False))
 
@@ -180,12 +237,15 @@ class _Assembler:
 
     def request(self, index: int, shots: Collection[int]) -> Request:
         task, row, item = self.task, self.rows[index], self.items[index]
+        if self.keys:
+            shots = without_leaks(shots, index, self.keys, task.fewshot_seed)
         shots_text = _shots_text(task, self.rows, shots, self.has_cot)
         preamble = self._preamble(shots_text)
         texts = _contexts(task, row, shots_text)
         contexts = [(*preamble, *self.encoder.encode(text, False)) for text in texts]
         options = tuple(row["choices"] if task.kind == MULTIPLE_CHOICE else row["context_options"] if task.kind == SCHEMA else ())
-        if task.kind == GENERATION:
+        written = task.kind in (GENERATION, CODE)
+        if written:
             continuations, room = [()], self.max_seq_len - self.max_new_tokens
         else:
             answers = options if task.kind == MULTIPLE_CHOICE else [row["continuation"]]
@@ -196,14 +256,14 @@ class _Assembler:
                 f"Task {task.label}, item {item.item_id}: an answer has {max(len(a) for _, a in pairs)} tokens, but the model takes sequences of "
                 f"{self.max_seq_len}. Leave the task out, or evaluate a model with longer sequences."
             )
-        if task.kind != GENERATION and any(not a or not c for c, a in pairs):
+        if not written and any(not a or not c for c, a in pairs):
             raise ValueError(f"Task {task.label}, item {item.item_id}: the context or an answer has no tokens.")
         cut = [c[max(0, len(c) + len(a) - room) :] for c, a in pairs]
         return Request(
-            item_id=item.item_id, kind=task.kind, contexts=tuple(cut), continuations=tuple(a for _, a in pairs) if task.kind != GENERATION else (),
+            item_id=item.item_id, kind=task.kind, contexts=tuple(cut), continuations=() if written else tuple(a for _, a in pairs),
             options=options or ((row["continuation"],) if task.kind == LANGUAGE_MODELING else ()),
             gold=row.get("gold", 0 if task.kind == LANGUAGE_MODELING else -1),
-            answers=tuple(dict.fromkeys((row["answer"], *(row.get("aliases") or ())))) if task.kind == GENERATION else (),
+            answers=_answers(task, row),
             max_new_tokens=self.max_new_tokens, truncated=any(len(c) < len(full) for c, (full, _) in zip(cut, pairs, strict=True)),
             subset=str(row["category"]) if task.has_categories else "", prompt=f"{shots_text}{texts[0]}",
         )  # fmt: skip
@@ -226,3 +286,10 @@ def assemble(benchmark: Benchmark, encoder: Encoder, max_seq_len: int, keep: Cal
             shots = shot_indices(len(groups[name]), task.num_fewshot, index, rng) if task.num_fewshot else ()
             if keep is None or keep(item.item_id):
                 yield assembler.request(index, shots)
+
+
+def changed_items(benchmark: Benchmark, encoder: Encoder, max_seq_len: int) -> set[str]:
+    """Ids of the items that modes exact and fixed ask differently, token for token. All others have one answer that both modes judge."""
+    exact, fixed = (Benchmark(replace(benchmark.task, mode=mode), benchmark.items) for mode in (EXACT, FIXED))
+    pairs = zip(assemble(exact, encoder, max_seq_len), assemble(fixed, encoder, max_seq_len), strict=True)
+    return {a.item_id for a, b in pairs if (a.contexts, a.continuations) != (b.contexts, b.continuations)}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.gauntlet.scoring import normalise_answer
+from models.gauntlet.answers import normalise_answer
 
 VERDICTS = ("proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong")
 RULE_GAIN = 0.35  # a rule counts as followed when it agrees with the model this much more often than it would by chance

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-import string
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.gauntlet.answers import generation_is_right
 from models.gauntlet.prefix_tree import Edge, Positions, Walk, least_rows, prefix_tree
 from models.gauntlet.prompts import Encoder, Request, assemble
-from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark, Task
+from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark
 
 _LOGITS_AT_ONCE = 1 << 24  # float32 logits held at a time (64 MiB)
 
@@ -158,24 +157,6 @@ class Scorer:
         from models.gauntlet.generation import Greedy
 
         return Greedy(self, max_new_tokens, stops).continue_all(contexts)
-
-
-def normalise_answer(text: str) -> str:
-    """TriviaQA's normalisation: lower case, no punctuation, no articles, single spaces (triviaqa_evaluation.py)."""
-    text = text.replace("_", " ").lower()
-    text = "".join(" " if c in string.punctuation or c in "\u2018\u2019\u00b4" else c for c in text)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def generation_is_right(task: Task, output: str, answers: Iterable[str]) -> bool:
-    """Foundry's rule, weaknesses included: the text after the last chain-of-thought delimiter *starts with* an answer."""
-    if task.early_stopping:
-        output = re.split("|".join(task.early_stopping), output)[0]
-    if task.cot_delimiter:
-        output = output.split(task.cot_delimiter)[-1]
-    clean = normalise_answer if task.do_normalization else str.strip
-    cleaned = clean(output)
-    return any(cleaned.startswith(clean(answer)) for answer in answers)
 
 
 def prompt_hash(request: Request) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from models.gauntlet import averages, own_data, symbolic
 from models.gauntlet.scoring import Response, Scorer, score
-from models.gauntlet.tasks import MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
+from models.gauntlet.tasks import FIXED, MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
 
 CATEGORIES = {
     "next_line": "text_understanding", "docstring": "text_understanding", "identifier": "code_understanding",
@@ -28,7 +28,7 @@ def task(label: str) -> Task:
     """Our tasks: zero-shot multiple choice by mutual information; options carry their own white space, so nothing is stripped or added."""
     return Task(
         label=label, kind=MULTIPLE_CHOICE, category=CATEGORIES[label], continuation_delimiter="", strip_dataset=False, prefix_space=False,
-        random_baseline=1 / own_data.CHOICES, unconditional_context="\n",
+        random_baseline=1 / own_data.CHOICES, unconditional_context="\n", mode=FIXED,
     )  # fmt: skip
 
 
@@ -68,11 +68,11 @@ def load(
 
 def evaluate(
     benchmarks: Sequence[Benchmark], scorer: Scorer, *, keep: Mapping[str, Collection[str]] | None = None,
-    contaminated: Mapping[str, Collection[str]] | None = None, exact: bool = False, progress: Callable[[float, float, str], None] | None = None,
+    contaminated: Mapping[str, Collection[str]] | None = None, progress: Callable[[float, float, str], None] | None = None,
 ) -> tuple[list[averages.Score], dict[str, list[Response]]]:  # fmt: skip
     """(one score per benchmark, responses by label). ``keep`` and ``contaminated`` map labels to item ids (absent: all, none).
 
-    ``exact`` subtracts Mosaic's baselines instead of max(chance, best constant). ``progress`` gets (benchmarks done, all, text).
+    Each task is asked and judged in its own ``mode``. ``progress`` gets (benchmarks done, all, text).
     """
     scores, responses = [], {}
     for done, benchmark in enumerate(benchmarks):
@@ -86,5 +86,5 @@ def evaluate(
 
         responses[label] = score(benchmark, scorer, keep=None if kept is None else kept.__contains__, progress=report)
         dirty = (contaminated or {}).get(label, ())
-        scores.append(averages.score_benchmark(benchmark.task, items, responses[label], contaminated=dirty, exact=exact))
+        scores.append(averages.score_benchmark(benchmark.task, items, responses[label], contaminated=dirty))
     return scores, responses

@@ -1,5 +1,22 @@
 """Benchmarks: what is asked. Reads MosaicML Foundry's task YAML and JSONL formats as they are (llm-foundry 8c8dd48).
 
+A task is asked and judged in one of two modes, which are never averaged together. ``exact`` is Foundry, number by number. ``fixed``
+corrects what is known to be wrong with it:
+
+| correction       | exact                                                      | fixed                                                           |
+|------------------|------------------------------------------------------------|-----------------------------------------------------------------|
+| baseline         | Mosaic's random_baseline                                   | max(chance, best constant answer), measured on the items        |
+| whole answer     | a generation that *starts with* an alias is right          | the answer line must *be* one; numbers are compared by value    |
+| empty alias      | an alias that normalises to nothing accepts every output   | it accepts only itself, as it stands                            |
+| literal stops    | early_stopping_criteria are joined to a regular expression | they are text                                                   |
+| list strings     | strings in lists (choices, aliases) keep their white space | stripped, as all others                                         |
+| shot leakage     | shots may be duplicates of the question, with its answer   | they are replaced; the shots of all other items stay as drawn   |
+| schema delimiter | none zero-shot; the example delimiter after the prelimiter | the same form with and without shots, example delimiter first   |
+| code tests       | test_inputs and test_outputs, compared with ==             | the data set's own check function                               |
+| code delimiter   | continuation_delimiter stands after the code               | the code is continued where it ends                             |
+
+Duplicate options (the same text twice, so that no answer can be right) are named by ``duplicate_options`` in both modes and left in.
+
 Change here: formats, defaults, which files are read. Not here: how a prompt is assembled (prompts.py), how it is scored (scoring.py).
 """
 
@@ -8,29 +25,40 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from models.gauntlet.gauntlet import read_gauntlet, read_yaml
 
 _LOG = logging.getLogger(__name__)
+
+Mode = Literal["exact", "fixed"]
+EXACT: Mode = "exact"
+FIXED: Mode = "fixed"
 
 MULTIPLE_CHOICE = "multiple_choice"
 LANGUAGE_MODELING = "language_modeling"
 SCHEMA = "schema"
 GENERATION = "generation_task_with_answers"
+CODE = "code_evaluation"
 # How each kind is scored, as written into the `metric` column of `scores`.
 METRICS = {
     MULTIPLE_CHOICE: "mean_token_logprob_argmax", LANGUAGE_MODELING: "all_tokens_argmax", SCHEMA: "mean_token_logprob_argmax", GENERATION: "prefix_match",
+    CODE: "pass_at_1",
 }  # fmt: skip
 _FIELDS = {
     MULTIPLE_CHOICE: ("query", "choices", "gold"), LANGUAGE_MODELING: ("context", "continuation"),
     SCHEMA: ("context_options", "continuation", "gold"), GENERATION: ("context", "answer"),
+    CODE: ("task_id", "prompt", "entry_point", "canonical_solution", "test", "test_inputs", "test_outputs", "language"),
 }  # fmt: skip
 _TASK_KEYS = {
     "label", "dataset_uri", "num_fewshot", "icl_task_type", "continuation_delimiter", "example_delimiter", "question_prelimiter", "prompt_string",
     "cot_delimiter", "early_stopping_criteria", "do_normalization", "has_categories", "fewshot_random_seed", "strip_dataset", "metric_names",
-    "batch_size", "max_seq_len", "pad_tok_id", "generation_kwargs", "hf_loading_vars", "hf_parsing_map",
+    "batch_size", "max_seq_len", "pad_tok_id", "pass_at_k", "generations_per_sample", "generation_kwargs", "hf_loading_vars", "hf_parsing_map",
 }  # fmt: skip
 _IGNORED_KEYS = {"metric_names", "batch_size", "max_seq_len", "pad_tok_id"}  # they say how Foundry runs, or what is implied by the kind
 _REFUSED_KEYS = {"generation_kwargs", "hf_loading_vars", "hf_parsing_map"}  # they would change what is asked, and are not supported here
@@ -72,8 +100,11 @@ class Task:
     strip_dataset: bool = True
     prefix_space: bool = True
     unconditional_context: str = ""
+    mode: Mode = EXACT
 
     def __post_init__(self) -> None:
+        if self.mode not in (EXACT, FIXED):
+            raise ValueError(f"Task {self.label}: unknown mode {self.mode!r}. Modes: {EXACT}, {FIXED}.")
         if self.kind not in METRICS:
             raise ValueError(f"Task {self.label}: unknown icl_task_type {self.kind!r}. Supported: {', '.join(METRICS)}.")
         if self.num_fewshot < 0:
@@ -81,7 +112,9 @@ class Task:
 
     @property
     def metric(self) -> str:
-        return "mean_token_pmi_argmax" if self.unconditional_context else METRICS[self.kind]
+        if self.unconditional_context:
+            return "mean_token_pmi_argmax"
+        return "answer_match" if self.kind == GENERATION and self.mode == FIXED else METRICS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -100,83 +133,128 @@ class Benchmark:
 
 def _read_jsonl(task: Task, file: Path) -> tuple[Item, ...]:
     items = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"Task {task.label}: line {number + 1} of {file} is not JSON ({error}).") from None
-            items.append(Item(str(number), check_row(task, row, f"line {number + 1} of {file}")))
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    row = json.loads(line, parse_constant=_no_number)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"Task {task.label}: line {number + 1} of {file} is not JSON ({str(error)[:200]}).") from None
+                items.append(Item(str(number), check_row(task, row, f"line {number + 1} of {file}")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Task {task.label}: {file} is not UTF-8 text ({error}).") from None
     if not items:
         raise ValueError(f"Task {task.label}: {file} holds no items.")
     return tuple(items)
 
 
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
 def check_row(task: Task, row: Any, where: str) -> dict[str, Any]:
-    """``row`` when it has the fields of the task's format; ValueError naming what is missing and ``where`` otherwise."""
+    """``row`` when it has the fields of the task's format, each of its type; ValueError naming what is wrong and ``where`` otherwise."""
     if not isinstance(row, dict):
         raise ValueError(f"Task {task.label}: {where} is {type(row).__name__}, not a JSON object.")
     missing = [name for name in (*_FIELDS[task.kind], *(("category",) if task.has_categories else ())) if name not in row]
     if missing:
-        raise ValueError(f"Task {task.label} ({task.kind}): {where} has no {', '.join(missing)}; it has {', '.join(sorted(row))}.")
+        raise ValueError(f"Task {task.label} ({task.kind}): {where} has no {', '.join(missing)}; it has {', '.join(sorted(row))[:200]}.")
+    _check_texts(task, row, where)
     options = row.get("choices") if task.kind == MULTIPLE_CHOICE else row.get("context_options") if task.kind == SCHEMA else None
     if options is not None:
-        if not isinstance(options, list) or not options or not all(isinstance(o, str) and o for o in options):
+        if not options or not all(options):
             raise ValueError(f"Task {task.label}: the options of {where} must be a list of texts that are not empty.")
-        if not isinstance(row["gold"], int) or not 0 <= row["gold"] < len(options):
-            raise ValueError(f"Task {task.label}: gold of {where} is {row['gold']!r}, but there are {len(options)} options.")
+        if type(row["gold"]) is not int or not 0 <= row["gold"] < len(options):
+            raise ValueError(f"Task {task.label}: gold of {where} is {str(row['gold'])[:50]!r}, but there are {len(options)} options.")
     return row
 
 
-def _task(raw: Any, shots: int, file: Path) -> Task:
+def _check_texts(task: Task, row: Mapping[str, Any], where: str) -> None:
+    for name in _FIELDS[task.kind]:
+        if name not in ("gold", *_LISTS):
+            _check_text(task, row[name], f"{name} of {where}")
+    for name in ("category", "chain_of_thought"):
+        if name in row:
+            _check_text(task, row[name], f"{name} of {where}")
+    for name in _LISTS:
+        if name in row and (name in _FIELDS[task.kind] or name == "aliases"):
+            if not isinstance(row[name], list):
+                raise ValueError(f"Task {task.label}: {name} of {where} must be a list of texts, found {type(row[name]).__name__}.")
+            for text in row[name]:
+                _check_text(task, text, f"{name} of {where}")
+
+
+_LISTS = ("choices", "context_options", "aliases", "test_inputs", "test_outputs")
+
+
+def _check_text(task: Task, text: Any, what: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"Task {task.label}: {what} must be a text, found {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"Task {task.label}: {what} holds half a surrogate pair, which is no text.") from None
+
+
+def duplicate_options(benchmark: Benchmark) -> dict[str, tuple[int, ...]]:
+    """Items of which options are the same text (white space aside): id -> indices of the options that another one repeats."""
+    name = {MULTIPLE_CHOICE: "choices", SCHEMA: "context_options"}.get(benchmark.task.kind)
+    found: dict[str, tuple[int, ...]] = {}
+    for item in benchmark.items if name else ():
+        texts = [" ".join(text.split()) for text in item.row[name]]
+        if twice := tuple(index for index, text in enumerate(texts) if texts.count(text) > 1):
+            found[item.item_id] = twice
+    return found
+
+
+def _task(raw: Any, shots: int, file: Path, mode: Mode) -> Task:
     if not isinstance(raw, dict) or not {"label", "icl_task_type"} <= set(raw):
-        raise ValueError(f"{file}: every entry of icl_tasks needs label and icl_task_type, found {raw!r:.200}.")
+        raise ValueError(f"{file}: every entry of icl_tasks needs label and icl_task_type, found {str(raw)[:200]}.")
     if unknown := set(raw) - _TASK_KEYS:
         raise ValueError(f"{file}: task {raw['label']} has unknown settings {sorted(unknown)}. Known: {', '.join(sorted(_TASK_KEYS - _REFUSED_KEYS))}.")
     if refused := set(raw) & _REFUSED_KEYS:
         raise ValueError(f"{file}: task {raw['label']} sets {sorted(refused)}, which would change what is asked and is not supported.")
     renamed = {"icl_task_type": "kind", "early_stopping_criteria": "early_stopping", "fewshot_random_seed": "fewshot_seed"}
-    settings = {renamed.get(k, k): v for k, v in raw.items() if k not in _IGNORED_KEYS | {"dataset_uri", "num_fewshot"}}
-    settings["early_stopping"] = tuple(settings.get("early_stopping") or ())
+    settings = {renamed.get(k, k): v for k, v in raw.items() if k not in _IGNORED_KEYS | {"dataset_uri", "num_fewshot", "pass_at_k", "generations_per_sample"}}
+    stops = settings.get("early_stopping")
+    settings["early_stopping"] = tuple(stops) if isinstance(stops, list) else stops or ()
+    if raw.get("pass_at_k", 1) not in (1, [1]) or raw.get("generations_per_sample", 1) != 1:
+        raise ValueError(f"{file}: task {raw['label']} asks for several samples; generation is greedy, so only pass_at_k: 1 of 1 sample is supported.")
+    for name, value in settings.items():
+        _check_setting(name, value, f"{file}: task {str(raw['label'])[:100]!r}")
     category = Path(str(raw.get("dataset_uri", ""))).parent.name or "uncategorised"
-    return Task(num_fewshot=shots, category=category, **settings)
+    return Task(num_fewshot=shots, category=category, mode=mode, **settings)
 
 
-def _gauntlet_places(gauntlet_yaml: Path) -> dict[tuple[str, int], tuple[str, float]]:
-    """(label, shots) -> (category, random baseline) of a gauntlet YAML."""
-    gauntlet = _yaml(gauntlet_yaml)
-    gauntlet = gauntlet.get("eval_gauntlet", gauntlet)
-    return {
-        (benchmark["name"], int(benchmark["num_fewshot"])): (category["name"], float(benchmark["random_baseline"]))
-        for category in gauntlet["categories"]
-        for benchmark in category["benchmarks"]
-    }
+def _check_setting(name: str, value: Any, where: str) -> None:
+    wanted = _TYPES.get(name, str)
+    if type(value) is not wanted or (name == "label" and not value):
+        raise ValueError(f"{where}: {name} is {str(value)[:100]!r}; it must be {wanted.__name__}.")
+    if name == "early_stopping":
+        try:
+            re.compile("|".join(value))  # Foundry reads the stops as a regular expression
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{where}: early_stopping_criteria {str(value)[:100]} are not usable: {error}.") from None
 
 
-def _yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"Cannot read {file}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no mapping; expected Foundry's icl_tasks or eval_gauntlet.")
-    return content
+_TYPES: dict[str, type] = {"do_normalization": bool, "has_categories": bool, "strip_dataset": bool, "fewshot_seed": int, "early_stopping": tuple}
 
 
-def declared(tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None) -> list[tuple[Task, Path]]:
+def declared(tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, mode: Mode = EXACT) -> list[tuple[Task, Path]]:
     """Every task a YAML asks for and its data file, whether or not the file exists.
 
     With a gauntlet only its (label, shots) pairs, in the gauntlet's categories and with its baselines; without, all of them, the
     category being the folder of the data file and the label ``name/k-shot`` where one name has several shot counts.
     """
-    places = _gauntlet_places(gauntlet_yaml) if gauntlet_yaml else None
+    places = read_gauntlet(gauntlet_yaml).places() if gauntlet_yaml else None
     found: list[tuple[Task, Path]] = []
-    for raw in _yaml(tasks_yaml).get("icl_tasks") or ():
+    entries = read_yaml(tasks_yaml).get("icl_tasks") or []
+    for raw in entries if isinstance(entries, list) else [entries]:
         shot_counts = raw.get("num_fewshot", [0]) if isinstance(raw, dict) else [0]
         for shots in shot_counts if isinstance(shot_counts, list) else [shot_counts]:
-            task = _task(raw, int(shots), tasks_yaml)
+            if type(shots) is not int:
+                raise ValueError(f"{tasks_yaml}: num_fewshot of {str(raw.get('label'))[:100]} is {str(shots)[:50]!r}; it must be whole numbers.")
+            task = _task(raw, shots, tasks_yaml, mode)
             if places is not None:
                 if (task.label, task.num_fewshot) not in places:
                     continue  # run beside the gauntlet, not part of it
@@ -184,23 +262,37 @@ def declared(tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None
                 task = replace(task, category=category, random_baseline=baseline)
             elif isinstance(shot_counts, list) and len(shot_counts) > 1:
                 task = replace(task, label=f"{task.label}/{shots}-shot")
-            uri = str(raw.get("dataset_uri", ""))
-            found.append((task, data_dir / uri.split("local_data/", 1)[-1]))
+            found.append((task, _data_file(raw.get("dataset_uri", ""), data_dir, f"{tasks_yaml}: task {task.label}")))
     if not found:
         raise ValueError(f"{tasks_yaml} asks for no task" + (f" of {gauntlet_yaml}." if gauntlet_yaml else "."))
-    if places is not None and (absent := set(places) - {(t.label, t.num_fewshot) for t, _ in found}):
+    labels = [(task.label, task.num_fewshot) for task, _ in found]
+    if twice := sorted({f"{label} ({shots}-shot)" for label, shots in labels if labels.count((label, shots)) > 1}):
+        raise ValueError(f"{tasks_yaml} defines tasks twice: {', '.join(twice)}.")
+    if places is not None and (absent := set(places) - set(labels)):
         raise ValueError(f"{gauntlet_yaml} names benchmarks that {tasks_yaml} does not define: {sorted(absent)}.")
     return found
 
 
-def load_foundry(tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, only: Collection[str] | str | None = None) -> list[Benchmark]:
+def _data_file(uri: Any, data_dir: Path, where: str) -> Path:
+    """The file below ``data_dir`` that a dataset_uri means; ValueError when it points elsewhere."""
+    if not isinstance(uri, str) or not uri or "\0" in uri:
+        raise ValueError(f"{where}: dataset_uri is {str(uri)[:100]!r}; it must be the path of a JSONL file.")
+    file = Path(os.path.normpath(data_dir / uri.split("local_data/", 1)[-1]))
+    if not file.is_relative_to(os.path.normpath(data_dir)):
+        raise ValueError(f"{where}: dataset_uri {uri[:100]!r} is outside {data_dir}.")
+    return file
+
+
+def load_foundry(
+    tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, only: Collection[str] | str | None = None, mode: Mode = EXACT
+) -> list[Benchmark]:
     """Benchmarks of a Foundry task YAML, rows exactly as in the JSONL files.
 
     ``only`` names labels, or a selection (``v0.3-local``: the 26 whose files are small). A missing data file is a ValueError
     naming it: a benchmark that quietly goes missing changes every average.
     """
     labels = None if only is None else set(SELECTIONS.get(only, (only,)) if isinstance(only, str) else only)
-    wanted = [(task, file) for task, file in declared(tasks_yaml, data_dir, gauntlet_yaml) if labels is None or task.label in labels]
+    wanted = [(task, file) for task, file in declared(tasks_yaml, data_dir, gauntlet_yaml, mode=mode) if labels is None or task.label in labels]
     if labels is not None and (unknown := labels - {task.label for task, _ in wanted}):
         raise ValueError(f"{tasks_yaml} does not define {', '.join(sorted(unknown))}.")
     if missing := [f"{task.label} ({file})" for task, file in wanted if not file.is_file()]:
@@ -243,6 +335,8 @@ def gold_text(task: Task, row: Mapping[str, Any]) -> str:
     """Context and right answer of a row as running text, without shots or padding."""
     if task.kind == MULTIPLE_CHOICE:
         return f"{row['query']}{_join(row['query'], row['choices'][row['gold']])}"
+    if task.kind == CODE:
+        return f"{row['prompt']}{row['canonical_solution']}"
     if task.kind == SCHEMA:
         option = row["context_options"][row["gold"]]
         return f"{option}{_join(option, row['continuation'])}"

@@ -61,13 +61,13 @@ def test_a_generated_constant_earns_every_answer_that_it_starts_with():
     assert best_constant(task, rows) == 0.75  # "18" is right for 1, 18 and 18
 
 
-def test_ours_subtracts_the_higher_baseline_and_exact_subtracts_mosaics():
+def test_fixed_subtracts_the_higher_baseline_and_exact_subtracts_mosaics():
     task, items = letters("CCCABD")
     rights = responses([True, True, True, True, False, False])
-    ours, exact = score_benchmark(task, items, rights), score_benchmark(task, items, rights, exact=True)
-    assert ours.accuracy == pytest.approx(4 / 6) and ours.score == pytest.approx((4 / 6 - 0.5) / 0.5)
+    fixed, exact = score_benchmark(replace(task, mode="fixed"), items, rights), score_benchmark(task, items, rights)
+    assert fixed.accuracy == pytest.approx(4 / 6) and fixed.score == pytest.approx((4 / 6 - 0.5) / 0.5)
     assert exact.score == pytest.approx((4 / 6 - 0.25) / 0.75)
-    assert ours.stderr == pytest.approx(math.sqrt((4 / 6) * (2 / 6) / 6))
+    assert fixed.stderr == pytest.approx(math.sqrt((4 / 6) * (2 / 6) / 6))
 
 
 def test_a_categorised_benchmark_is_the_unweighted_mean_of_its_categories():
@@ -99,7 +99,7 @@ def test_a_missing_or_unasked_response_is_an_error():
 def test_a_benchmark_with_one_answer_for_everything_cannot_be_scored():
     task, items = letters("CCCC")
     with pytest.raises(ValueError, match=r"letters: a baseline of 1\.0 leaves nothing to measure"):
-        score_benchmark(task, items, responses([True] * 4))
+        score_benchmark(replace(task, mode="fixed"), items, responses([True] * 4))
 
 
 def a_score(benchmark: str, category: str, accuracy: float = 0.5) -> Score:

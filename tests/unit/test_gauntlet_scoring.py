@@ -11,10 +11,8 @@ from gauntlet_examples import documents, encoder, model, scorer
 
 from models.gauntlet import own_data, suite, symbolic
 from models.gauntlet.prompts import assemble
-from models.gauntlet.scoring import ContinuationScore, Scorer, _respond, generation_is_right, normalise_answer, score
+from models.gauntlet.scoring import ContinuationScore, Scorer, _respond, score
 from models.gauntlet.tasks import Benchmark, Item, Task
-
-COT = {"do_normalization": False, "cot_delimiter": "The answer is "}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -144,30 +142,6 @@ def test_a_model_that_knows_the_answers_scores_one_and_its_opposite_zero():
     x, y = encoder().encode("x", False)[0], encoder().encode("y", False)[0]
     assert [r.correct for r in score(benchmark, Scorer(Prefers(x), encoder(), max_seq_len=64))] == [i % 2 == 0 for i in range(10)]
     assert [r.correct for r in score(benchmark, Scorer(Prefers(y), encoder(), max_seq_len=64))] == [i % 2 == 1 for i in range(10)]
-
-
-@pytest.mark.parametrize(
-    ("output", "answers", "settings", "right"),
-    [
-        ("18 apples", ["1"], {"do_normalization": False}, True),  # Foundry's weakness, kept: it starts with an answer
-        ("$18", ["18"], {"do_normalization": False}, False),
-        ("  The Onion, of course", ["onion"], {}, True),
-        ("red onion", ["onion"], {}, False),
-        (
-            "so 3. The answer is 12\n\nQ: The answer is 13",
-            ["12"],
-            {"do_normalization": False, "cot_delimiter": "The answer is ", "early_stopping": ("\n\n",)},
-            True,
-        ),
-        ("The answer is 5. The answer is 12", ["5"], {"do_normalization": False, "cot_delimiter": "The answer is "}, False),
-    ],
-)
-def test_generations_are_judged_by_foundrys_rule(output, answers, settings, right):
-    assert generation_is_right(Task(label="g", kind="generation_task_with_answers", category="c", **settings), output, answers) is right
-
-
-def test_normalisation_is_triviaqas():
-    assert normalise_answer("The_Cat's  \u2018Pyjamas\u2019, an A-Team!") == "cat s pyjamas team"
 
 
 def test_short_answers_share_a_prefix_with_long_ones():

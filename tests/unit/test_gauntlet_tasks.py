@@ -111,7 +111,8 @@ def test_a_broken_row_is_an_error_with_its_line(tmp_path, row, says):
     [
         ({"continuation_delimeter": " "}, "unknown settings .*continuation_delimeter"),
         ({"generation_kwargs": {"do_sample": True}}, "would change what is asked"),
-        ({"icl_task_type": "code_evaluation"}, "unknown icl_task_type 'code_evaluation'"),
+        ({"icl_task_type": "essay"}, "unknown icl_task_type 'essay'"),
+        ({"pass_at_k": 10, "generations_per_sample": 20}, "asks for several samples"),
     ],
 )
 def test_settings_that_are_not_understood_are_refused(tmp_path, settings, says):
