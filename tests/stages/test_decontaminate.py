@@ -103,7 +103,7 @@ def decontaminated(tools: Any, texts: Mapping[str, str], items: list[dict[str, s
 
 @pytest.fixture(scope="module")
 def day(spark: Any, texts: dict[str, str], gauntlet: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from conftest import FolderTools
+    from folder_tools import FolderTools
 
     tools = FolderTools(tmp_path_factory.mktemp("decontaminate"), spark, gauntlet_data=str(gauntlet))
     other = {"interval": "2026-11-01", "benchmark": "next_line", "item_id": "other-day:1", "doc_id": "x", "source": "prose", "item": json.dumps(OTHER_DAY_ITEM)}

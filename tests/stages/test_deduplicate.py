@@ -97,7 +97,7 @@ TUESDAY_TEXTS = {
 
 @pytest.fixture(scope="module")
 def days(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from conftest import FolderTools
+    from folder_tools import FolderTools
 
     tools = FolderTools(tmp_path_factory.mktemp("days"), spark)
     monday = deduplicated(tools, MONDAY_TEXTS, MONDAY)

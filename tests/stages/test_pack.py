@@ -56,7 +56,7 @@ def packed(tools: Any, documents: Mapping[str, tuple[str, str, str]], config: Pa
 
 @pytest.fixture(scope="module")
 def day(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from conftest import FolderTools
+    from folder_tools import FolderTools
 
     return packed(FolderTools(tmp_path_factory.mktemp("pack"), spark), corpus())
 
