@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EQUAL, SAMPLE_SZ, LOG_SAMPLE_SZ = "EQUAL", "SAMPLE_SZ", "LOG_SAMPLE_SZ"
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 50  # a gauntlet has six; the YAML reader takes minutes over a thousand
 _KEYS = {"weighting", "subtract_random_baseline", "rescale_accuracy", "averages", "categories", "destination_dir"}
 
 
@@ -57,13 +58,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
         if file.stat().st_size > MAX_YAML_BYTES:
             raise ValueError(f"it has {file.stat().st_size} bytes; a task list has at most {MAX_YAML_BYTES}")
         text = file.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it uses anchors and aliases; write the values out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it uses anchors and aliases; write the values out")
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"Cannot read {file}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"Cannot read {file}: it is nested too deeply.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no mapping; expected Foundry's icl_tasks or eval_gauntlet.")
     return content

@@ -130,9 +130,7 @@ def _listen(server: socket.socket, heard: list[bool]) -> None:
 
 def test_the_program_sees_an_empty_folder_and_no_environment(monkeypatch):
     monkeypatch.setenv("A_SECRET", "kept")
-    outcome = sandbox.run(
-        "import os, sys\nprint(sorted(os.listdir('.')), 'A_SECRET' in os.environ, len(sys.path), os.getpid() < 10)\nopen('own', 'w').write('x')\n"
-    )
+    outcome = sandbox.run("import os\nprint(sorted(os.listdir('.')), 'A_SECRET' in os.environ, os.getpid() < 10)\nopen('own', 'w').write('x')\n")
     assert outcome.status == 0 and outcome.output == "['program.py'] False True\n", outcome
 
 
