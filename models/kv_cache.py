@@ -56,7 +56,7 @@ def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor) -> 
     weights = scores.softmax(-1)
     out = torch.bmm(weights[..., :BLOCK], values[:, :BLOCK])
     for at in range(BLOCK, slots, BLOCK):
-        out = torch.baddbmm(out, weights[..., at : at + BLOCK], values[:, at : at + BLOCK])
+        out.baddbmm_(weights[..., at : at + BLOCK], values[:, at : at + BLOCK])
     return out.view(rows, heads, new, head_dim)[:, :, :asked]
 
 

@@ -158,7 +158,7 @@ def test_from_categories_to_an_answer_by_keyboard_and_hostile_text_stays_text(ad
     assert HOSTILE in detail and "because" in detail and "-1.000" in detail and "key" in detail
     assert page.locator("main img, main script").count() == 0
     page.get_by_label("Verdict").select_option("wrong")
-    page.wait_for_function("document.querySelector('.pager').textContent.includes('of 20')")
+    page.locator(".pager", has_text="of 20").wait_for()
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
