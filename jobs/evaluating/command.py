@@ -16,6 +16,7 @@ from typing import Any
 from jobs.contract import MoelineError
 from jobs.evaluating import answers, model, questions, writing
 from models.gauntlet import averages, code_evaluation
+from models.gauntlet.gauntlet import gauntlet_averages
 from models.gauntlet.scoring import Response, score
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mode
 
@@ -144,9 +145,10 @@ def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.
     means = averages.by_category(scores) if scores else []
     name = "partial_average" if asked.partial else averages.average_name(scores)
     overall = [averages.overall(scores, expected=[b.task.label for b in asked.benchmarks], name=name)] if scores else []
+    named = gauntlet_averages(asked.gauntlet, scores, partial=bool(asked.partial), sampled=asked.sampled) if asked.gauntlet and scores else {}
     return {
         "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
         "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
         "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(overall[0]) if overall else None,
-        "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
+        "gauntlet_averages": named, "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
     }  # fmt: skip

@@ -130,12 +130,13 @@ def _averages(raw: Any, categories: Mapping[str, Any], file: Path) -> dict[str, 
     return {str(name): tuple(members) for name, members in raw.items()}
 
 
-def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool = False) -> dict[str, float]:
+def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool = False, sampled: bool = False) -> dict[str, float]:
     """Category scores and named averages, as Foundry's EvalGauntlet computes them from the accuracies, in the YAML's order.
 
     ``scores``: one per benchmark (label, shots), of one mode. In mode exact Mosaic's baseline is subtracted, in mode fixed the higher of chance
     and best constant. A missing benchmark, or an accuracy that is no number, is a ValueError that names it; with ``partial`` what is missing
-    is left out, and every category and average it belongs to is called ``partial/<name>``.
+    is left out, and every category and average it belongs to is called ``partial/<name>``. So are all, where the scores are of a sample of
+    the items (``sampled``).
     """
     if len({score.mode for score in scores}) > 1:
         raise ValueError("The scores are of modes exact and fixed. Average each mode on its own.")
@@ -152,7 +153,7 @@ def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: b
         if here:
             weights = [_weight(gauntlet.weighting, score.n) for _, score in here]
             total = sum(_scored(gauntlet, b, score) * (w / sum(weights)) for (b, score), w in zip(here, weights, strict=True))
-            values[name] = (total, len(here) == len(members))
+            values[name] = (total, len(here) == len(members) and not sampled)
             found[_named(name, values[name][1])] = total
     for name, members in gauntlet.averages.items():
         if inside := [values[member] for member in members if member in values]:

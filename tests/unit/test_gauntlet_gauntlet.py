@@ -122,6 +122,8 @@ def test_a_partial_gauntlet_has_other_names_all_the_way_up(tmp_path):
     assert list(found) == ["partial/x", "y", "partial/core_average", "only_y"]
     assert list(gauntlet_averages(gauntlet, [THREE[2]], partial=True)) == ["y", "partial/core_average", "only_y"]
     assert list(gauntlet_averages(gauntlet, THREE, partial=True)) == ["x", "y", "core_average", "only_y"]
+    sampled = gauntlet_averages(gauntlet, THREE, partial=True, sampled=True)
+    assert list(sampled) == ["partial/x", "partial/y", "partial/core_average", "partial/only_y"]
     with pytest.raises(ValueError, match="None of the gauntlet"):
         gauntlet_averages(gauntlet, [], partial=True)
 
