@@ -15,9 +15,10 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.evaluating import answers, model, questions, writing
-from models.gauntlet import averages
+from models.gauntlet import averages, code_evaluation
+from models.gauntlet.gauntlet import gauntlet_averages
 from models.gauntlet.scoring import Response, score
-from models.gauntlet.tasks import EXACT, FIXED, GENERATION, Benchmark, Mode
+from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mode
 
 MODES = (EXACT, FIXED)
 PORTION = 256
@@ -60,7 +61,8 @@ class _Asker:
 
 def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], progress: Callable[[int, int], None]) -> list[Response]:
     """The one place that asks; in which mode is a property of the task."""
-    return score(benchmark, scorer, keep=ids.__contains__, progress=progress)
+    ask = code_evaluation.score if benchmark.task.kind == CODE else score
+    return ask(benchmark, scorer, keep=ids.__contains__, progress=progress)
 
 
 def _score(benchmark: Benchmark, responses: Sequence[Response]) -> averages.Score:
@@ -101,7 +103,7 @@ def _model(options: Options, asked: questions.Questions, tokenizers: Path | None
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
     from jobs.services.endpoint import CHARACTERS
 
-    refused = [b.task.label for b in asked.benchmarks if b.task.kind != GENERATION]
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)]
     if refused:
         raise MoelineError(
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "
@@ -143,9 +145,10 @@ def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.
     means = averages.by_category(scores) if scores else []
     name = "partial_average" if asked.partial else averages.average_name(scores)
     overall = [averages.overall(scores, expected=[b.task.label for b in asked.benchmarks], name=name)] if scores else []
+    named = gauntlet_averages(asked.gauntlet, scores, partial=bool(asked.partial), sampled=asked.sampled) if asked.gauntlet and scores else {}
     return {
         "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
         "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
         "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(overall[0]) if overall else None,
-        "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
+        "gauntlet_averages": named, "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
     }  # fmt: skip

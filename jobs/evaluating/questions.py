@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.contract import MoelineError
 from models.gauntlet import own_data, tasks
+from models.gauntlet.gauntlet import Gauntlet, read_gauntlet, read_yaml
 from models.gauntlet.tasks import Benchmark
 
 _ORDER_SEED = 1234
@@ -20,12 +21,18 @@ _ORDER_SEED = 1234
 
 @dataclass(frozen=True)
 class Questions:
-    """``kept``: label -> item ids asked, in file order. ``partial``: why this is not the whole suite."""
+    """``kept``: label -> item ids asked, in file order. ``partial``: why this is not the whole suite. ``gauntlet``: where the suite is one."""
 
     suite: str
     benchmarks: tuple[Benchmark, ...]
     kept: dict[str, tuple[str, ...]]
     partial: tuple[str, ...]
+    gauntlet: Gauntlet | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether some items of a benchmark are left out."""
+        return any(len(self.kept[b.task.label]) < len(b.items) for b in self.benchmarks)
 
 
 def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | None = None, mode: tasks.Mode = tasks.EXACT) -> Questions:
@@ -38,6 +45,7 @@ def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | N
         folder = data / "local_data" if (data / "local_data").is_dir() else data
         declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml)]
         wanted = _selected(declared, only, file)
+        gauntlet = read_gauntlet(gauntlet_yaml) if gauntlet_yaml else None
         benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted, mode=mode)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"Suite {suite}: {str(error).replace('only=', '--tasks')}") from error
@@ -47,7 +55,7 @@ def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | N
         partial.append(f"--tasks leaves out {', '.join(left)}")
     if any(len(kept[b.task.label]) < len(b.items) for b in benchmarks):
         partial.append(f"--max-items {max_items}")
-    return Questions(file.name, tuple(benchmarks), kept, tuple(partial))
+    return Questions(file.name, tuple(benchmarks), kept, tuple(partial), gauntlet)
 
 
 def _suite_file(suite: str, data: Path) -> Path:
@@ -66,13 +74,8 @@ def _suite_file(suite: str, data: Path) -> Path:
 
 def _yaml_pair(file: Path) -> tuple[Path, Path | None]:
     """(tasks YAML, gauntlet YAML or None): a gauntlet names benchmarks, its tasks file beside it says how they are asked."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"cannot read {file}: {error}") from None
-    if not isinstance(content, dict) or "icl_tasks" in content:
+    content = read_yaml(file)
+    if "icl_tasks" in content:
         return file, None
     if not {"eval_gauntlet", "categories"} & set(content):
         raise ValueError(f"{file} has neither icl_tasks nor eval_gauntlet. Give a task or gauntlet YAML in Foundry's format.")

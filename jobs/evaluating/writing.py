@@ -107,6 +107,7 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
     lines += [f"- {name}: {plain(result[key])}" for name, key in (("weights", "weights_digest"), ("tokenizer", "tokenizer_digest"), ("mode", "mode"))]
     lines += [f"- longest sequence: {result['max_seq_len']} tokens, on {plain(result['device'])} in {plain(result['dtype'])}"]
     lines += [f"- **partial**: {plain(reason)}; no core_average" for reason in result["partial"]]
+    lines += [f"- {plain(name)}: {value:.4f}" for name, value in result["gauntlet_averages"].items()]
     if result["scores"]:
         lines += [
             "",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EQUAL, SAMPLE_SZ, LOG_SAMPLE_SZ = "EQUAL", "SAMPLE_SZ", "LOG_SAMPLE_SZ"
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 50  # a gauntlet has six; the YAML reader takes minutes over a thousand
 _KEYS = {"weighting", "subtract_random_baseline", "rescale_accuracy", "averages", "categories", "destination_dir"}
 
 
@@ -57,13 +58,16 @@ def read_yaml(file: Path) -> dict[str, Any]:
         if file.stat().st_size > MAX_YAML_BYTES:
             raise ValueError(f"it has {file.stat().st_size} bytes; a task list has at most {MAX_YAML_BYTES}")
         text = file.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it uses anchors and aliases; write the values out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it uses anchors and aliases; write the values out")
         content = yaml.safe_load(text)
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"Cannot read {file}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"Cannot read {file}: it is nested too deeply.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds no mapping; expected Foundry's icl_tasks or eval_gauntlet.")
     return content
@@ -126,12 +130,13 @@ def _averages(raw: Any, categories: Mapping[str, Any], file: Path) -> dict[str, 
     return {str(name): tuple(members) for name, members in raw.items()}
 
 
-def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool = False) -> dict[str, float]:
+def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool = False, sampled: bool = False) -> dict[str, float]:
     """Category scores and named averages, as Foundry's EvalGauntlet computes them from the accuracies, in the YAML's order.
 
     ``scores``: one per benchmark (label, shots), of one mode. In mode exact Mosaic's baseline is subtracted, in mode fixed the higher of chance
     and best constant. A missing benchmark, or an accuracy that is no number, is a ValueError that names it; with ``partial`` what is missing
-    is left out, and every category and average it belongs to is called ``partial/<name>``.
+    is left out, and every category and average it belongs to is called ``partial/<name>``. So are all, where the scores are of a sample of
+    the items (``sampled``).
     """
     if len({score.mode for score in scores}) > 1:
         raise ValueError("The scores are of modes exact and fixed. Average each mode on its own.")
@@ -148,7 +153,7 @@ def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: b
         if here:
             weights = [_weight(gauntlet.weighting, score.n) for _, score in here]
             total = sum(_scored(gauntlet, b, score) * (w / sum(weights)) for (b, score), w in zip(here, weights, strict=True))
-            values[name] = (total, len(here) == len(members))
+            values[name] = (total, len(here) == len(members) and not sampled)
             found[_named(name, values[name][1])] = total
     for name, members in gauntlet.averages.items():
         if inside := [values[member] for member in members if member in values]:

@@ -13,9 +13,9 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from models.gauntlet import averages, own_data, symbolic
+from models.gauntlet import averages, code_evaluation, own_data, symbolic
 from models.gauntlet.scoring import Response, Scorer, score
-from models.gauntlet.tasks import FIXED, MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
+from models.gauntlet.tasks import CODE, FIXED, MULTIPLE_CHOICE, Benchmark, Item, Task, check_row
 
 CATEGORIES = {
     "next_line": "text_understanding", "docstring": "text_understanding", "identifier": "code_understanding",
@@ -84,7 +84,8 @@ def evaluate(
             if progress is not None:
                 progress(done + part / max(1, total), len(benchmarks), label)
 
-        responses[label] = score(benchmark, scorer, keep=None if kept is None else kept.__contains__, progress=report)
+        ask = code_evaluation.score if benchmark.task.kind == CODE else score
+        responses[label] = ask(benchmark, scorer, keep=None if kept is None else kept.__contains__, progress=report)
         dirty = (contaminated or {}).get(label, ())
         scores.append(averages.score_benchmark(benchmark.task, items, responses[label], contaminated=dirty))
     return scores, responses

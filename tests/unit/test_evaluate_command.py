@@ -93,6 +93,19 @@ def test_a_checkpoint_scores_as_its_export(own, data, tmp_path):
     assert from_checkpoint["scores"] == evaluate(own, data, tmp_path / "c", max_items=4)["scores"]
 
 
+def test_the_mode_decides_what_is_subtracted_and_both_are_never_mixed(own, data, tmp_path):
+    exact, fixed = (evaluate(own, data, tmp_path / mode, mode=mode) for mode in ("exact", "fixed"))
+    for mode, result in (("exact", exact), ("fixed", fixed)):
+        assert {s["mode"] for s in (*result["scores"], *result["categories"], result["average"])} == {mode} == {result["mode"]}
+        for one in result["scores"]:
+            baseline = 0.0 if mode == "exact" else max(one["chance"], one["best_constant"])  # the gauntlet's random_baseline is 0
+            score = (one["accuracy"] - baseline) / (1 - baseline)
+            assert one["score"] == pytest.approx(score) == result["gauntlet_averages"][f"{one['benchmark']}_skill"]
+        assert result["gauntlet_averages"]["default_average"] == pytest.approx(result["average"]["score"])
+    part = evaluate(own, data, tmp_path / "part", tasks=("quiz",), max_items=8)
+    assert set(part["gauntlet_averages"]) == {"partial/quiz_skill", "partial/default_average"}
+
+
 def test_a_part_of_a_suite_is_called_partial(llama, data, tmp_path):
     result = evaluate(llama, data, tmp_path, tasks=("quiz", "said"), max_items=8)
     assert [s["n"] for s in result["scores"]] == [8, 8]

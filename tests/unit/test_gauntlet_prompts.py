@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from gauntlet_examples import GAUNTLET, encoder, needs_gauntlet
 
 from models.gauntlet import tasks
-from models.gauntlet.prompts import Encoder, assemble, needs_prefix_space, shot_indices
+from models.gauntlet.prompts import Encoder, assemble, changed_items, needs_prefix_space, shot_indices, without_leaks
 from models.gauntlet.tasks import Benchmark, Item, Task
 
 
@@ -197,3 +197,57 @@ def test_shots_are_never_the_question_itself_and_as_many_as_there_are():
         for index in range(size):
             chosen = shot_indices(size, shots, index, rng)
             assert index not in chosen and len(chosen) == min(size - 1, shots)
+
+
+def fixed(task: Task) -> Task:
+    return replace(task, mode="fixed")
+
+
+def test_fixed_strips_the_strings_in_lists_too():
+    task = fixed(Task(label="t", kind="multiple_choice", category="c", num_fewshot=1))
+    benchmark = rows_of(task, {"query": "Sky?", "choices": ["blue ", " red"], "gold": 0}, {"query": "Grass?", "choices": ["pink", " green "], "gold": 1})
+    first, second = assemble(benchmark, Words(), 200)
+    assert text(second.contexts[0]) == "Sky? blue\nGrass?" and [text(c) for c in first.continuations] == ["blue", "red"]
+
+
+def test_fixed_schema_contexts_have_the_same_form_with_and_without_shots():
+    row, other = (
+        {"context_options": ["The cat", "The dog"], "continuation": "barks.", "gold": 1},
+        {"context_options": ["Ada", "Bob"], "continuation": "wrote it.", "gold": 0},
+    )
+    task = fixed(Task(label="s", kind="schema", category="c", question_prelimiter="> ", continuation_delimiter=" that"))
+    assert [text(c) for c in next(assemble(rows_of(task, row), Words(), 100)).contexts] == ["> The cat that", "> The dog that"]
+    with_shot = next(assemble(rows_of(replace(task, num_fewshot=1), row, other), Words(), 100))
+    assert [text(c) for c in with_shot.contexts] == ["> Ada thatwrote it.\n> The cat that", "> Ada thatwrote it.\n> The dog that"]
+
+
+def test_fixed_shots_never_hold_the_question_and_other_items_keep_theirs():
+    task = Task(label="t", kind="language_modeling", category="c", num_fewshot=3)
+    rows = [{"context": f"question {i % 12}" if i < 14 else f"QUESTION  {i % 12}", "continuation": f"answer {i}"} for i in range(16)]
+    benchmark, corrected = rows_of(task, *rows), rows_of(fixed(task), *rows)
+    changed = changed_items(benchmark, Words(), 4000)
+    exact = {r.item_id: r for r in assemble(benchmark, Words(), 4000)}
+    leaking = {i for i, r in exact.items() if rows[int(i)]["context"].lower().split() in [line.lower().split()[:2] for line in r.prompt.split("\n")[:-1]]}
+    assert changed == leaking and 0 < len(leaking) < 8
+    for request in assemble(corrected, Words(), 4000):
+        *shots, question = request.prompt.split("\n")
+        assert len(shots) == 3 and not any(shot.lower().split()[:2] == question.lower().split() for shot in shots)
+        assert request.item_id in changed or request == exact[request.item_id]
+
+
+def test_fixed_takes_fewer_shots_where_every_other_row_asks_the_same():
+    task = fixed(Task(label="t", kind="language_modeling", category="c", num_fewshot=2))
+    same = [{"context": "one question", "continuation": str(i)} for i in range(3)]
+    assert [r.prompt for r in assemble(rows_of(task, *same), Words(), 100)] == ["one question"] * 3
+    assert without_leaks([1, 2], 0, ["a", "a", "b", "c"], 1234) == [3, 2] and without_leaks([2, 3], 0, ["a", "a", "b", "c"], 1234) == [2, 3]
+
+
+@needs_gauntlet
+def test_what_fixed_asks_differently_in_foundrys_data():
+    yamls = GAUNTLET / "yamls"
+    loaded = tasks.load_foundry(
+        yamls / "tasks_v0.3.yaml", GAUNTLET / "local_data", yamls / "eval_gauntlet_v0.3.yaml", only=["copa", "svamp", "winograd", "agi_eval_lsat_ar"]
+    )
+    changed = {b.task.label: len(changed_items(b, Words(), 20_000)) for b in loaded}
+    assert changed["copa"] == 0 and changed["svamp"] <= 3  # zero-shot and clean lists; hardly a question twice
+    assert changed["winograd"] > 0  # twin sentences: the shot shows which of the two options the other one means
