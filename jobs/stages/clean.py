@@ -88,7 +88,7 @@ def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[
             by_rule[row["rule"]] = by_rule.get(row["rule"], 0) + row["n"]
     documents, kept = (sum(source[name] for source in by_source.values()) for name in ("documents", "kept"))
     # A rule that never fires may be a dead one (a misspelt name went unnoticed for years in a public pipeline): say so.
-    applied = {rule.name for source in by_source for rule in chosen.get(source, chosen["*"])}
+    applied = {rule.name for source in by_source for rule in chosen.get(source, chosen["*"]) if rule.may_reject}
     return {
         "documents": documents,
         "kept": kept,
@@ -134,13 +134,14 @@ class Judge:
 
     def __init__(self, config: CleanConfig):
         self._rules = rules_by_source(config)
-        self._is_code = {source: "code" in names for source, names in config.rules}
+        self._sets = dict(config.rules)
         self._licences = LicenceList(config.allowed_licences, config.allow_unknown_licence)
 
     def __call__(self, source: str, licence: str | None, text: str) -> tuple[str | None, int, str, list[dict[str, Any]]]:
         """Normalised text (None when rejected), its UTF-8 bytes, scores as JSON, and one entry per broken rule."""
         key = source if source in self._rules else "*"
-        features = rules.Features(normalise(text, is_code=self._is_code[key]))
+        names = self._sets[key]
+        features = rules.features(names, normalise(text, is_code="code" in names))
         broken: list[dict[str, Any]] = []
         refused = self._licences.refuse(licence)
         if refused:
