@@ -198,6 +198,8 @@ def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iter
                 for i in range(batch.num_rows):
                     yield _parquet_record(columns, i, row, f"{relative}#{row}", text_column, max_bytes)
                     row += 1
+            if row != file.metadata.num_rows:  # pages that are gone are no error to Arrow
+                raise ValueError(f"the file says it has {file.metadata.num_rows} rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield _bad(row if row else -1, f"broken Parquet from row {row} on: {reason.replace(path, relative)}", _head(path))
