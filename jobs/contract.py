@@ -91,10 +91,14 @@ class StageResult:
 
 @dataclass
 class StageOutput:
-    """What a stage's ``run`` returns: rows per table (Spark DataFrame or pyarrow.Table) and small JSON metrics."""
+    """What a stage's ``run`` returns: rows per table (Spark DataFrame or pyarrow.Table) and small JSON metrics.
+
+    ``noticed``: by (table, name of a check) what the stage saw that no rule on the rows can see; stored as a failed check of severity warning.
+    """
 
     tables: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
+    noticed: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class Tools(Protocol):

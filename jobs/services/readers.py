@@ -193,7 +193,7 @@ def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iter
                 yield _bad(-1, problem, _head(path))
                 return
             wanted = [name for name in (text_column, "uri", "url", "licence", "license") if name in schema.names]
-            for batch in file.iter_batches(batch_size=64, columns=wanted):
+            for batch in file.iter_batches(batch_size=64, columns=wanted, use_threads=False):
                 columns = {name: _undecoded(batch.column(name)) for name in wanted}
                 for i in range(batch.num_rows):
                     yield _parquet_record(columns, i, row, f"{relative}#{row}", text_column, max_bytes)

@@ -61,7 +61,10 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     kept = judged.where(f.size("broken") == 0).select("doc_id", "source", "uri", "licence", "text", "n_bytes", "scores")
     broken = judged.where(f.size("broken") > 0).select("doc_id", "source", f.explode("broken").alias("b"))
     rejections = broken.select("doc_id", "source", f.lit("clean").alias("stage"), "b.rule", "b.value", "b.threshold", "b.detail")
-    return StageOutput({"clean_documents": kept, "rejections": rejections}, {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)})
+    metrics = {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)}
+    dead = metrics["rules_without_rejection"]
+    noticed = {("rejections", "EveryRuleRejectsSomething"): {"rules_without_rejection": dead, "documents": metrics["documents"]}} if dead else {}
+    return StageOutput({"clean_documents": kept, "rejections": rejections}, metrics, noticed)
 
 
 def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:
