@@ -15,19 +15,19 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "unit"))
 from gauntlet_examples import encoder, scorer  # noqa: E402 - found by the line above
 
-from jobs.services import ray_scoring  # noqa: E402
+from jobs.environment import Environment, Resources  # noqa: E402
+from jobs.services import ray_connection, ray_scoring  # noqa: E402
 from jobs.services.ray_scoring import RayScorer  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def ray():
-    import ray
+def ray(tmp_path_factory):
+    with ray_connection.connected(Environment.load("local", tmp_path_factory.mktemp("home")), Resources(cores=2, memory_gib=4)):
+        import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
-    yield ray
-    ray.shutdown()
+        yield ray
 
 
 def loader(kill_once: str = "", slow_once: str = ""):
