@@ -110,6 +110,16 @@ def _audit(arguments: argparse.Namespace, env: Any) -> Any:
     return found
 
 
+def _explain(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import explain, recipes
+
+    recipe = recipes.load(arguments.recipe) if arguments.recipe else None
+    found = explain.explain(env, arguments.document, recipe=recipe)
+    if not arguments.json:
+        print(explain.render(found), end="")
+    return found
+
+
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
@@ -159,6 +169,9 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
+    story.add_argument("document", help="doc_id, its beginning, or a uri")
+    story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
