@@ -61,11 +61,29 @@ def _run(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import launch
+    from jobs import launch, recipes, stale
 
+    if arguments.stale == bool(arguments.first or arguments.last) or bool(arguments.first) != bool(arguments.last):
+        raise MoelineError("A backfill needs its days: --from DAY --to DAY, or --stale.")
+    if arguments.stale:
+        found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data))
+        for day in found:
+            _say(f"{day.interval}: {day.why()}")
+        days = [day.interval for day in found]
+    else:
+        days = launch.day_range(arguments.first, arguments.last)
     return launch.backfill(
-        env, arguments.first, arguments.last, recipe=arguments.recipe, reprocess=arguments.reprocess, echo=_say, gauntlet_data=arguments.gauntlet_data
+        env, days, recipe=arguments.recipe, reprocess=arguments.reprocess or arguments.stale, echo=_say, gauntlet_data=arguments.gauntlet_data
     )
+
+
+def _stale(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import recipes, stale
+
+    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data))
+    if not arguments.json:
+        print(stale.render(found), end="")
+    return found
 
 
 def _stage(arguments: argparse.Namespace, env: Any) -> Any:
@@ -161,9 +179,11 @@ def _add_commands(commands: Any) -> None:
     run.add_argument("--budget", type=float, metavar="USD", help="replaces the recipe's budget")
     run.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does over its budget: stop, or ask a person in Airflow")
     fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
-    fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
-    fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")
+    fill.add_argument("--from", dest="first", metavar="DAY", help="first data day, YYYY-MM-DD")
+    fill.add_argument("--to", dest="last", metavar="DAY", help="last data day, included")
+    fill.add_argument("--stale", action="store_true", help="instead of a range: exactly the days `moeline stale` lists")
     fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
+    with_recipe(add("stale", _stale, "Days to do again: they dropped documents for copies another day no longer keeps, or the recipe's rules changed."))
     stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from prepared_days import RECIPE, write
 
-from expectations.tables import TABLES
-from jobs import cli, recipes
+from jobs import cli
 from jobs.contract import MoelineError, StageResult
 from jobs.explain import explain, render
-from jobs.services import delta, results
+from jobs.services import results
 
 KEPT, COPY, REFUSED, PLAIN = ("a" * 31 + c for c in "0123")
 DAYS = ("2026-11-01", "2026-11-02")
-RECIPE = recipes.load("smoke")
-
-
-def write(env, stage: str, day: str, seconds: int, recorded: bool = True, config: str | None = None, **tables: list[dict]) -> None:
-    outputs = {}
-    for name, rows in tables.items():
-        folder = env.home / "staged" / f"{stage}-{day}-{seconds}-{name}"
-        folder.mkdir(parents=True)
-        schema = pa.schema([f for f in delta.arrow_schema(TABLES[name]) if f.name != "interval"])
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "part-0.parquet")
-        outputs[name] = str(delta.publish(env, name, folder, partition_value=day, metadata={}))
-    if recorded:
-        results.record(env, StageResult(
-            stage=stage, run_key=f"{stage}-{day}-{seconds}", recipe="smoke", interval=day, inputs={}, outputs=outputs, metrics={}, cost_usd=0.0,
-            wall_seconds=0.0, config_hash=config or RECIPE.config_hash(stage), code_revision="x", finished_at=f"2026-11-03T00:00:{seconds:02d}Z",
-        ))  # fmt: skip
 
 
 def landed(doc_id: str, uri: str = "file://x") -> dict:
