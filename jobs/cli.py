@@ -66,7 +66,7 @@ def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
     if arguments.stale == bool(arguments.first or arguments.last) or bool(arguments.first) != bool(arguments.last):
         raise MoelineError("A backfill needs its days: --from DAY --to DAY, or --stale.")
     if arguments.stale:
-        found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data))
+        found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
         for day in found:
             _say(f"{day.interval}: {day.why()}")
         days = [day.interval for day in found]
@@ -80,7 +80,7 @@ def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
 def _stale(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import recipes, stale
 
-    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data))
+    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
     if not arguments.json:
         print(stale.render(found), end="")
     return found
@@ -91,7 +91,7 @@ def _stage(arguments: argparse.Namespace, env: Any) -> Any:
 
     from jobs import recipes, run
 
-    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data)
+    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home)
     inputs = json.loads(arguments.inputs)
     result = run.run_stage(env, arguments.name, recipe, interval=arguments.interval, inputs=inputs, gauntlet_data=arguments.gauntlet_data)
     if not arguments.json:
@@ -108,6 +108,15 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     if not arguments.json:
         print(report.render(env), end="")
     return report.summary(env)
+
+
+def _recipes(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import own_recipes
+
+    found = own_recipes.listing(env.home)
+    if not arguments.json:
+        print(own_recipes.render(found), end="")
+    return found
 
 
 def _compare(arguments: argparse.Namespace, env: Any) -> Any:
@@ -131,7 +140,7 @@ def _audit(arguments: argparse.Namespace, env: Any) -> Any:
 def _explain(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import explain, recipes
 
-    recipe = recipes.load(arguments.recipe) if arguments.recipe else None
+    recipe = recipes.load(arguments.recipe, home=env.home) if arguments.recipe else None
     found = explain.explain(env, arguments.document, recipe=recipe)
     if not arguments.json:
         print(explain.render(found), end="")
@@ -167,7 +176,7 @@ def _add_commands(commands: Any) -> None:
         return found
 
     def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--recipe", default="tiny", help="a function of jobs/recipes.py (default: tiny)")
+        found.add_argument("--recipe", default="tiny", help="a recipe that `moeline recipes` lists (default: tiny)")
         found.add_argument("--gauntlet-data", help="folder with Foundry's task files and data to evaluate on as well (default: GAUNTLET_DATA)")
         return found
 
@@ -188,6 +197,7 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
+    add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
     story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
     story.add_argument("document", help="doc_id, its beginning, or a uri")
