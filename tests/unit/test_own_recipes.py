@@ -129,7 +129,7 @@ BAD_FIELDS = [
 def with_field(field: str) -> str:
     """A whole file, with one field more or replaced."""
     good = {'"base"': '"base": "smoke"', '"tokens"': '"tokens": 90112'}
-    return "{%s}" % ", ".join({**good, field.partition(":")[0]: field}.values())
+    return "{" + ", ".join({**good, field.partition(":")[0]: field}.values()) + "}"
 
 
 @pytest.mark.parametrize(("text", "says"), [*((text, "JSON") for text in NO_JSON), *NO_FORM, *((with_field(field), says) for field, says in BAD_FIELDS)])
