@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
-from jobs.evaluating import answers, model, questions, writing
+from jobs.evaluating import answers, lm_eval_tasks, model, questions, writing
 from models.gauntlet import averages, code_evaluation
 from models.gauntlet.gauntlet import gauntlet_averages
 from models.gauntlet.scoring import Response, score
@@ -26,7 +26,7 @@ PORTION = 256
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only."""
+    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only, ``lm_eval_include`` for tasks of lm_eval."""
 
     model: str
     suite: str
@@ -40,6 +40,7 @@ class Options:
     tokenizer: Path | None = None
     served_model: str = ""
     key_variable: str = "OPENAI_API_KEY"
+    lm_eval_include: Path | None = None
 
 
 @dataclass
@@ -78,8 +79,8 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
         raise MoelineError(f"--mode {options.mode!r} is unknown. Modes: {', '.join(MODES)}.")
     if options.batch_tokens < 1:
         raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
-    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode)
-    if not asked.benchmarks:
+    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode, include=options.lm_eval_include)
+    if not (asked.benchmarks or asked.lm_eval):
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers)
     asker = _Asker(evaluated, options)
@@ -90,11 +91,15 @@ def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None 
         try:
             responses = _all_answers(asked, asker, journal, cache, progress)
             scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
-            result = _result(options, evaluated, asked, scores)
+            outside = lm_eval_tasks.answer(
+                asked.lm_eval, evaluated, lambda: asker.scorer, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
+                journal=journal, cache=cache, counts=asker.counts, echo=echo,
+            )  # fmt: skip
+            result = {**_result(options, evaluated, asked, scores), "lm_eval": outside.results}
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
-        writing.write(options.out, result, asked, responses)
+        writing.write(options.out, result, asked, responses, outside.items)
     return result
 
 
@@ -103,7 +108,7 @@ def _model(options: Options, asked: questions.Questions, tokenizers: Path | None
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
     from jobs.services.endpoint import CHARACTERS
 
-    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)]
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)] + [entry.label for entry in asked.lm_eval]
     if refused:
         raise MoelineError(
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "

@@ -44,7 +44,7 @@ def request_id(kind: str, arguments: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class _EndingEncoder:
-    """Decodes as transformers does, special tokens left out; ``ends`` are the tokens that end a text."""
+    """Decodes as transformers does, special tokens left out; ``ends`` are the tokens that end a text (and, if they are not special, its last)."""
 
     tokenizer: Any
     ends: frozenset[int]
@@ -52,7 +52,7 @@ class _EndingEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
-        return self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True) + ("" if end is None else _END)
+        return self.tokenizer.decode(list(ids if end is None else ids[: end + 1]), skip_special_tokens=True) + ("" if end is None else _END)
 
 
 class Answers:
@@ -123,12 +123,16 @@ class Answers:
         add = False if bos is not None and string.startswith(bos) else self.add_bos_token
         return list(self.tokenizer(string, **({} if add is None else {"add_special_tokens": add}))["input_ids"])
 
-    def n_tokens(self, context: str, continuation: str) -> tuple[int, int]:
-        """Tokens of a loglikelihood request: (context, continuation), before any cutting."""
-        if not context:
-            return 1, len(self.tok_encode(continuation, add_special_tokens=False))
-        pair = self._encode_pair(context, continuation)  # type: ignore[attr-defined] - lm_eval's TemplateLM
-        return len(pair[0]), len(pair[1])
+    def tokens(self, kind: str, arguments: Sequence[Any]) -> tuple[list[int], list[int], bool]:
+        """(tokens read, tokens predicted, whether something is cut) of one request; a generation predicts none that are known before."""
+        if kind == "generate_until":
+            context = self._encode_context(arguments[0])
+            return context, [], len(context) > self.max_length - _max_new_tokens(arguments[1])
+        if kind == "loglikelihood_rolling":
+            return [self.prefix_token_id], self.tok_encode(arguments[0]), False
+        context, continuation = arguments
+        pair = self._encode_pair(context, continuation) if context else ([self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False))  # type: ignore[attr-defined]
+        return *pair, len(pair[0]) + len(pair[1]) > self.max_length + 1
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether it is what greedy decoding gives) of every continuation after its context."""
@@ -221,6 +225,12 @@ class Answers:
         """Special tokens whose text holds a stop (``<|im_end|>``): they are no part of the decoded text, so they have to be stops as tokens."""
         named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
         return frozenset(i for i, text in named if any(stop and stop in text for stop in stops))
+
+
+def _max_new_tokens(settings: Mapping[str, Any]) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(dict(settings), MAX_NEW_TOKENS)["max_gen_toks"])
 
 
 @functools.cache

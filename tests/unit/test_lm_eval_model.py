@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import lm_eval_tasks
 import pytest
+import small_lm_eval
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra test)")
 pytest.importorskip("accelerate", reason="lm_eval's hf backend needs accelerate (extra test)")
@@ -27,7 +25,7 @@ def offline():
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    return lm_eval_tasks.write(tmp_path_factory.mktemp("tasks"))
+    return small_lm_eval.write(tmp_path_factory.mktemp("tasks"))
 
 
 def results(model, folder, tasks, **settings):
@@ -40,7 +38,7 @@ def results(model, folder, tasks, **settings):
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     arguments = {"pretrained": str(folder)} | settings.pop("model_args", {})
     return simple_evaluate(
-        model=model, model_args=arguments, tasks=list(lm_eval_tasks.NAMES), device="cpu", batch_size=1, bootstrap_iters=0, task_manager=manager, **settings
+        model=model, model_args=arguments, tasks=list(small_lm_eval.NAMES), device="cpu", batch_size=1, bootstrap_iters=0, task_manager=manager, **settings
     )
 
 
@@ -64,5 +62,5 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize("name", ["llama", "bos", "gpt2"])
 def test_every_answer_and_metric_is_that_of_the_hf_backend(name, tasks, tmp_path):
-    folder = lm_eval_tasks.model_folder(tmp_path, name)
+    folder = small_lm_eval.model_folder(tmp_path, name)
     assert_equal(results("moeline", folder, tasks), results("hf", folder, tasks))

@@ -96,3 +96,11 @@ def model_folder(folder: Path, name: str) -> Path:
     """A tiny random model: ``llama``, ``gpt2``, or ``bos``, a llama whose tokenizer adds BOS."""
     written = outside_folders.write(folder, "llama" if name == "bos" else name)
     return adds_bos(written) if name == "bos" else written
+
+
+def suite(folder: Path, *entries: dict[str, Any], file: str = "tasks_small.yaml") -> Path:
+    """Put entries into the suite that evaluation_suite wrote into ``folder``; returns its file."""
+    suite_file = folder / "yamls" / file
+    content = json.loads(suite_file.read_text()) if suite_file.is_file() else {"icl_tasks": []}
+    suite_file.write_text(json.dumps({"icl_tasks": [*content["icl_tasks"], *entries]}))
+    return suite_file
