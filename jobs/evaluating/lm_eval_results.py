@@ -116,6 +116,8 @@ def _verdict(
         best, target = max(range(len(sums)), key=lambda i: (sums[i], -i)), sample["target"]
         gold = target[0] if isinstance(target, list) and target else target
         place = gold if isinstance(gold, int) else choices.index(str(gold).strip()) if str(gold).strip() in choices else -1
+        if place < 0 and (right := _right(sample)) is not None and (right or len(choices) == 2):  # contexts are the options, their target is no place
+            place = best if right else 1 - best
         return best, place, choices[best]
     if output_type == "loglikelihood":
         greedy = bool(asked[0][1][1])

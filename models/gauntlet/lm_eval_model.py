@@ -223,8 +223,8 @@ class Answers:
 
     def _special_tokens_with(self, stops: Sequence[str]) -> frozenset[int]:
         """Special tokens whose text holds a stop (``<|im_end|>``): they are no part of the decoded text, so they have to be stops as tokens."""
-        named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        return frozenset(i for i, text in named if any(stop and stop in text for stop in stops))
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(i for i, text in special.items() if any(stop and stop in text for stop in stops))
 
 
 def _max_new_tokens(settings: Mapping[str, Any]) -> int:
