@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
+  moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
   moeline report --json                            runs by cost and accuracy
 """
@@ -165,6 +166,12 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     return given.evaluate(arguments, env, echo=_say)
 
 
+def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import lm_eval_command
+
+    return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers")
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
@@ -207,6 +214,11 @@ def _add_commands(commands: Any) -> None:
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
     sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
     _add_model_commands(add)
+    about = "lm-evaluation-harness's own command line, with --model moeline --model_args pretrained=DIR: our scorer over any model folder."
+    # All that follows belongs to lm_eval: with such a prefix nothing of it, --help included, looks like an option of ours.
+    theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
+    theirs.add_argument("rest", nargs=argparse.REMAINDER)
+    theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -26,6 +26,7 @@ def add_to(found: argparse.ArgumentParser) -> None:
     )
     found.add_argument("--max-seq-len", type=int, metavar="N", help="longest sequence (default: the model's, at most 2048 as in Foundry's scores)")
     found.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder or tokenizer.json, where the model folder has none")
+    found.add_argument("--lm-eval-include", metavar="DIR", help="more task files for a suite's lm_eval_task entries; Python in them is run")
     found.add_argument("--no-cache", action="store_true", help="neither use nor keep answers in the moeline home (the journal in --out is used)")
     found.add_argument("--served-model", default="", metavar="NAME", help="model name at the URL (default: the first it lists)")
     found.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the URL's key (default: OPENAI_API_KEY)")
@@ -49,6 +50,7 @@ def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], N
         batch_tokens=arguments.batch_tokens, workers=arguments.workers, max_seq_len=arguments.max_seq_len,
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
         served_model=arguments.served_model, key_variable=arguments.key_env,
+        lm_eval_include=Path(arguments.lm_eval_include) if arguments.lm_eval_include else None,
     )  # fmt: skip
     result = command.run(
         options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", echo=echo, connect=connect

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
-from jobs.evaluating import answers, model, questions, writing
+from jobs.evaluating import answers, lm_eval_tasks, model, questions, writing
 from models.gauntlet import averages, code_evaluation
 from models.gauntlet.gauntlet import gauntlet_averages
 from models.gauntlet.scoring import Response, score
@@ -28,7 +28,7 @@ _URLS = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only."""
+    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only, ``lm_eval_include`` for tasks of lm_eval."""
 
     model: str
     suite: str
@@ -43,6 +43,7 @@ class Options:
     workers: int = 1
     served_model: str = ""
     key_variable: str = "OPENAI_API_KEY"
+    lm_eval_include: Path | None = None
 
 
 @dataclass
@@ -62,7 +63,7 @@ class _Asker:
 
             return EndpointScorer(self.evaluated.name, model=self.options.served_model, key_variable=self.options.key_variable)
         if self.options.workers == 1:
-            return self.evaluated.scorer(self.options.batch_tokens)
+            return self.here
         from jobs.services.ray_scoring import RayScorer
 
         self.until.enter_context(self.connect())
@@ -72,6 +73,11 @@ class _Asker:
         )  # fmt: skip
         self.until.callback(found.close)
         return found
+
+    @cached_property
+    def here(self) -> Any:
+        """A scorer in this process: lm_eval's tasks end their texts by rules of their own, which Ray's workers do not know."""
+        return self.evaluated.scorer(self.options.batch_tokens)
 
 
 def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], progress: Callable[[int, int], None]) -> list[Response]:
@@ -101,8 +107,8 @@ def run(
         raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
     if options.workers < 1 or (options.workers > 1 and options.model.startswith(_URLS)):
         raise MoelineError(f"--workers {options.workers}: give 1 or more, and 1 for a served model, which has its own processes.")
-    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode)
-    if not asked.benchmarks:
+    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode, include=options.lm_eval_include)
+    if not (asked.benchmarks or asked.lm_eval):
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers)
     # Nobody can see the weights of a served model, so its answers are never taken for those of another day.
@@ -113,11 +119,15 @@ def run(
         try:
             responses = _all_answers(asked, asker, journal, cache, progress)
             scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
-            result = _result(options, evaluated, asked, scores)
+            outside = lm_eval_tasks.answer(
+                asked.lm_eval, evaluated, lambda: asker.here, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
+                journal=journal, cache=cache, counts=asker.counts, echo=echo,
+            )  # fmt: skip
+            result = {**_result(options, evaluated, asked, scores), "lm_eval": outside.results}
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
-        writing.write(options.out, result, asked, responses)
+        writing.write(options.out, result, asked, responses, outside.items)
     return result
 
 
@@ -126,7 +136,7 @@ def _model(options: Options, asked: questions.Questions, tokenizers: Path | None
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
     from jobs.services.endpoint import CHARACTERS
 
-    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)]
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)] + [entry.label for entry in asked.lm_eval]
     if refused:
         raise MoelineError(
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "
