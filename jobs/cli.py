@@ -73,7 +73,7 @@ def _stage(arguments: argparse.Namespace, env: Any) -> Any:
 
     from jobs import recipes, run
 
-    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data)
+    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home)
     inputs = json.loads(arguments.inputs)
     result = run.run_stage(env, arguments.name, recipe, interval=arguments.interval, inputs=inputs, gauntlet_data=arguments.gauntlet_data)
     if not arguments.json:
@@ -90,6 +90,15 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     if not arguments.json:
         print(report.render(env), end="")
     return report.summary(env)
+
+
+def _recipes(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import own_recipes
+
+    found = own_recipes.listing(env.home)
+    if not arguments.json:
+        print(own_recipes.render(found), end="")
+    return found
 
 
 def _compare(arguments: argparse.Namespace, env: Any) -> Any:
@@ -139,7 +148,7 @@ def _add_commands(commands: Any) -> None:
         return found
 
     def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--recipe", default="tiny", help="a function of jobs/recipes.py (default: tiny)")
+        found.add_argument("--recipe", default="tiny", help="a recipe that `moeline recipes` lists (default: tiny)")
         found.add_argument("--gauntlet-data", help="folder with Foundry's task files and data to evaluate on as well (default: GAUNTLET_DATA)")
         return found
 
@@ -158,6 +167,7 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
+    add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")

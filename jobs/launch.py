@@ -41,7 +41,7 @@ def run(
     Returns runs, seconds per step, cost and whether everything was reused. Raises MoelineError (after showing the failing task's
     log) when a run failed, BudgetExceeded when the budget stopped it.
     """
-    conf = _conf(recipe, gauntlet_data)
+    conf = _conf(env, recipe, gauntlet_data)
     seconds: dict[str, float] = {}
     started = time.monotonic()
     with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
@@ -72,7 +72,7 @@ def backfill(
         raise MoelineError(f"A backfill from {first} to {last} was asked for, which has no day in it. Swap --from and --to.")
     started = time.monotonic()
     with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
-        runs = _prepare(env, client, _days_between(first, last), _conf(recipe, gauntlet_data), reprocess=reprocess, echo=echo)
+        runs = _prepare(env, client, _days_between(first, last), _conf(env, recipe, gauntlet_data), reprocess=reprocess, echo=echo)
         summary = _summary(client, runs)
         echo(_spent(summary))
     return {**summary, "recipe": recipe, "days": [r.label for r in runs], "seconds": {"total": time.monotonic() - started}}
@@ -96,10 +96,10 @@ def sample_days(env: Environment, days: int) -> list[str]:
     return chosen
 
 
-def _conf(recipe: str, gauntlet_data: str | None) -> dict[str, Any]:
+def _conf(env: Environment, recipe: str, gauntlet_data: str | None) -> dict[str, Any]:
     from jobs import recipes
 
-    recipes.load(recipe)  # an unknown name is said here, not by a failed Airflow run
+    recipes.load(recipe, home=env.home)  # an unknown name is said here, not by a failed Airflow run
     return {"recipe": recipe, **({"gauntlet_data": gauntlet_data} if gauntlet_data else {})}
 
 

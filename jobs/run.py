@@ -184,7 +184,7 @@ def _stop_with_parent() -> None:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m jobs.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("stage", help=f"one of {', '.join(STAGES)}, or plan (what a model build would read)")
-    found.add_argument("--recipe", default="tiny", help=f"one of {', '.join(recipes.RECIPES)} (default: tiny)")
+    found.add_argument("--recipe", default="tiny", help=f"{', '.join(recipes.RECIPES)} or one of your own (default: tiny)")
     found.add_argument("--interval", help="data day YYYY-MM-DD; preparation stages need it")
     found.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     found.add_argument("--budget-usd", type=float, help="replaces the recipe's budget")
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         env = Environment.load(arguments.env)
         data = os.environ.get("GAUNTLET_DATA") or None
-        recipe = recipes.load(arguments.recipe, gauntlet_data=data)
+        recipe = recipes.load(arguments.recipe, gauntlet_data=data, home=env.home)
         if arguments.budget_usd is not None:
             recipe = replace(recipe, budget_usd=arguments.budget_usd)
         if arguments.over_budget is not None:
