@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
   moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
+  moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -117,6 +118,21 @@ def _recipes(arguments: argparse.Namespace, env: Any) -> Any:
     found = own_recipes.listing(env.home)
     if not arguments.json:
         print(own_recipes.render(found), end="")
+    return found
+
+
+def _propose(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import proposals
+
+    if arguments.as_recipe is None and not arguments.group and not arguments.only_nearest:
+        found, text = proposals.describe(env, arguments.run), proposals.render
+    else:
+        found = proposals.propose(
+            env, arguments.run, arguments.group, as_recipe=arguments.as_recipe, only_nearest=arguments.only_nearest, budget_usd=arguments.budget
+        )
+        text = proposals.render_proposed
+    if not arguments.json:
+        print(text(found), end="")
     return found
 
 
@@ -222,7 +238,7 @@ def _add_commands(commands: Any) -> None:
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What is asked about models that exist: evaluate, compare, audit."""
+    """What is asked about models that exist: evaluate, compare, propose, audit."""
     from jobs.evaluating import arguments as evaluation
 
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
@@ -230,6 +246,12 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     for side in ("model_a", "model_b"):
         pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
     pair.add_argument("--by-text", action="store_true", help="items are the same when prompt and choices read the same, whatever the tokenizer")
+    more = add("propose", _propose, "What to train on next: every group of a run's failures with sources, tokens and a price; as a recipe with --as-recipe.")
+    more.add_argument("run", metavar="RUN", help="a run id of `moeline report`, v3, 3, champion, or the first 6 or more characters of a training's run key")
+    more.add_argument("--group", type=int, action="append", default=[], metavar="N", help="a failure group, may be repeated (default: all together)")
+    more.add_argument("--as-recipe", metavar="NAME", help="write the proposal as the recipe NAME, for `moeline run --recipe NAME`")
+    more.add_argument("--only-nearest", action="store_true", help="train on the named sources only: another corpus, which is prepared anew")
+    more.add_argument("--budget", type=float, metavar="USD", help="the recipe's budget (default: that of the run's recipe)")
     check = add("audit", _audit, "Rank benchmark items by how likely their key is wrong, from several strong models' answers. Never relabels anything.")
     check.add_argument(
         "--responses", nargs="+", required=True, metavar="FILE", help=".csv or .parquet of answers (item_id, model, prediction, gold), or folders"
