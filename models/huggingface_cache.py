@@ -2,7 +2,8 @@
 
 For the decoders of transformers whose attention goes through its attention interface and whose layers take ``position_ids`` (Llama, GPT-2
 and most of their kin). Where weights are float32 on CPU, log-probabilities are as independent of batches as our own model's, unless the
-model has experts or heads of fewer than 16 (their sines change in the last bit with their place in a vector). Change here: how transformers is called. Not here: where keys lie (kv_cache.py).
+model has experts or heads of fewer than 16 (their sines change in the last bit with their place in a vector).
+Change here: how transformers is called. Not here: where keys lie (kv_cache.py).
 """
 
 from __future__ import annotations
