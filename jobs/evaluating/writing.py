@@ -82,6 +82,7 @@ def _row(benchmark: str, category: str, shots: int, response: Response, weights_
         "choices": [c[:MAX_CHOICE_CHARS] for c in response.choices], "sum_logprobs": list(response.sum_logprobs),
         "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
         "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest, "item": json.dumps(item),
+        "confidence": response.confidence,
     }  # fmt: skip
 
 
@@ -90,7 +91,8 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow.parquet as pq
 
     lists = {"sum_logprobs": pa.float64(), "mean_logprobs": pa.float64(), "choices": pa.string(), "n_choice_tokens": pa.int64()}
-    columns = {name: pa.array([row[name] for row in rows], pa.list_(lists[name]) if name in lists else None) for name in rows[0]}
+    types = {"confidence": pa.float64(), **{name: pa.list_(inside) for name, inside in lists.items()}}
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
     target = io.BytesIO()
     pq.write_table(pa.table(columns), target)
     return target.getvalue()

@@ -81,7 +81,7 @@ def _recorded(env: Environment, stage: str, run_key: str) -> StageResult:
 
 def _stored(env: Environment, evaluated: StageResult) -> pa.Table:
     """The rows one evaluation published."""
-    names = [*COLUMNS, "kind", "choices", "output", "item", "weights_digest"]
+    names = [*COLUMNS, "kind", "choices", "output", "item", "confidence", "weights_digest"]
     return delta.dataset(env, evaluated.table("responses"), where_in=[evaluated.run_key]).to_table(columns=names)
 
 
