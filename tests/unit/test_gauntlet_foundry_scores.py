@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.evaluating import command
-from models.gauntlet import calibration
+from models.gauntlet import calibration, tasks
 
 FOUNDRY = json.loads((Path(__file__).parents[1] / "golden" / "foundry_scores.json").read_text())
 
@@ -51,3 +51,23 @@ def test_accuracies_and_the_calibration_error_of_language_modeling(evaluated):
     (summary,) = calibration.tasks(rows["copy"])
     assert summary.ece == pytest.approx(foundry["copy"]["calibration_error"], abs=1e-6)
     assert f"copy {summary.ece:.3f}" in report and "No calibration error: said (not defined for text)" in report
+
+
+@pytest.mark.parametrize("family", formula_model.FAMILIES)
+def test_shared_beginnings_change_none_of_it(family, tmp_path):
+    """Foundry's numbers again, from keys and values that are computed once and continued."""
+    import transformers
+
+    from models.gauntlet.prompts import TransformersEncoder
+    from models.gauntlet.scoring import Scorer, score
+    from models.huggingface_cache import CachedCausalLM
+    from models.kv_cache import KVCache
+
+    folder, data = formula_model.write(tmp_path / "model", family), evaluation_suite.write(tmp_path / "data")
+    model = CachedCausalLM(transformers.AutoModelForCausalLM.from_pretrained(folder).eval())
+    encoder = TransformersEncoder(transformers.AutoTokenizer.from_pretrained(folder))
+    scorer = Scorer(model, encoder, max_seq_len=formula_model.POSITIONS, cache_type=KVCache)
+    for benchmark in tasks.load_foundry(data / "yamls" / "tasks_small.yaml", data / "local_data"):
+        for wanted, got in zip(FOUNDRY[family][benchmark.task.label]["items"], score(benchmark, scorer), strict=True):
+            assert got.correct == wanted["correct"] and got.output == wanted.get("text", got.output)
+            assert got.sum_logprobs == pytest.approx(wanted.get("sum", []), abs=1e-4)
