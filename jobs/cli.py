@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
+  moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
   moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
   moeline report --json                            runs by cost and accuracy
@@ -62,11 +63,29 @@ def _run(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import launch
+    from jobs import launch, recipes, stale
 
+    if arguments.stale == bool(arguments.first or arguments.last) or bool(arguments.first) != bool(arguments.last):
+        raise MoelineError("A backfill needs its days: --from DAY --to DAY, or --stale.")
+    if arguments.stale:
+        found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
+        for day in found:
+            _say(f"{day.interval}: {day.why()}")
+        days = [day.interval for day in found]
+    else:
+        days = launch.day_range(arguments.first, arguments.last)
     return launch.backfill(
-        env, arguments.first, arguments.last, recipe=arguments.recipe, reprocess=arguments.reprocess, echo=_say, gauntlet_data=arguments.gauntlet_data
+        env, days, recipe=arguments.recipe, reprocess=arguments.reprocess or arguments.stale, echo=_say, gauntlet_data=arguments.gauntlet_data
     )
+
+
+def _stale(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import recipes, stale
+
+    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
+    if not arguments.json:
+        print(stale.render(found), end="")
+    return found
 
 
 def _stage(arguments: argparse.Namespace, env: Any) -> Any:
@@ -135,6 +154,16 @@ def _audit(arguments: argparse.Namespace, env: Any) -> Any:
     return found
 
 
+def _explain(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import explain, recipes
+
+    recipe = recipes.load(arguments.recipe, home=env.home) if arguments.recipe else None
+    found = explain.explain(env, arguments.document, recipe=recipe)
+    if not arguments.json:
+        print(explain.render(found), end="")
+    return found
+
+
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
@@ -151,6 +180,12 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs.evaluating import arguments as given
 
     return given.evaluate(arguments, env, echo=_say)
+
+
+def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import lm_eval_command
+
+    return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers")
 
 
 def _add_commands(commands: Any) -> None:
@@ -176,20 +211,30 @@ def _add_commands(commands: Any) -> None:
     run.add_argument("--budget", type=float, metavar="USD", help="replaces the recipe's budget")
     run.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does over its budget: stop, or ask a person in Airflow")
     fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
-    fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
-    fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")
+    fill.add_argument("--from", dest="first", metavar="DAY", help="first data day, YYYY-MM-DD")
+    fill.add_argument("--to", dest="last", metavar="DAY", help="last data day, included")
+    fill.add_argument("--stale", action="store_true", help="instead of a range: exactly the days `moeline stale` lists")
     fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
+    with_recipe(add("stale", _stale, "Days to do again: they dropped documents for copies another day no longer keeps, or the recipe's rules changed."))
     stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
+    story.add_argument("document", help="doc_id, its beginning, or a uri")
+    story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
     sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
     _add_model_commands(add)
+    about = "lm-evaluation-harness's own command line, with --model moeline --model_args pretrained=DIR: our scorer over any model folder."
+    # All that follows belongs to lm_eval: with such a prefix nothing of it, --help included, looks like an option of ours.
+    theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
+    theirs.add_argument("rest", nargs=argparse.REMAINDER)
+    theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

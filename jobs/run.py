@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from jobs import recipes
+from jobs import recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
@@ -52,16 +52,25 @@ def run_stage(
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)
-    found = results.find(env, stage, key)
+    found = _recorded(env, stage, key)
     if found is None:
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
-            found = results.find(env, stage, key)
+            found = _recorded(env, stage, key)
             if found is None:
                 return _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data)
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
     if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
         results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
     return replace(found, reused=True)
+
+
+def _recorded(env: Environment, stage: str, key: str) -> StageResult | None:
+    """The recorded result of this work, if it still holds."""
+    found = results.find(env, stage, key)
+    if found is not None and stale.must_be_done_again(env, stage, found):
+        _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies that another day no longer keeps")
+        return None
+    return found
 
 
 def _compute(

@@ -96,7 +96,8 @@ class KVCache:
             raise ValueError("The cache is empty: run a forward pass with it before rows are selected.")
         chosen = KVCache()
         chosen.lengths_B = self.lengths_B[rows] if lengths_B is None else lengths_B
-        chosen._origin, chosen._stored = (self, rows), stored
+        waiting = self._origin if self._stored else None  # not used yet, so its keys still lie where they come from
+        chosen._origin, chosen._stored = ((self, rows) if waiting is None else (waiting[0], waiting[1][rows])), stored
         return chosen
 
     def plan(self, tokens_BT: Tensor) -> Tensor:

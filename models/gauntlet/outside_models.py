@@ -143,14 +143,11 @@ def load(folder: Path, *, tokenizer: Path | None = None, device: str = "cpu", dt
     Never runs code from the folder, never opens a pickle, never asks the network.
     Raises ValueError with the reason when transformers cannot build the model, or tokenizer and model do not belong together.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     read_config(folder)
     weight_files(folder)
-    try:
-        words = AutoTokenizer.from_pretrained(tokenizer or folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises anything for a broken folder
-        raise ValueError(f"{folder}: the tokenizer cannot be read ({_short(error)}). The folder needs tokenizer.json, or give --tokenizer.") from error
+    words = load_tokenizer(tokenizer or folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True
@@ -164,6 +161,16 @@ def load(folder: Path, *, tokenizer: Path | None = None, device: str = "cpu", dt
     outside = OutsideModel(model.to(device))
     check_vocabulary(folder, (words.get_vocab() or {"": 0}).values(), outside.vocab_size)
     return outside, words
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The transformers tokenizer of a folder. Raises ValueError with the reason."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises anything for a broken folder
+        raise ValueError(f"{folder}: the tokenizer cannot be read ({_short(error)}). The folder needs tokenizer.json, or give --tokenizer.") from error
 
 
 def check_vocabulary(folder: Path, token_ids: Any, vocab_size: int) -> None:

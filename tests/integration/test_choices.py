@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_everything_consistent_and_the_same_command_goes_on(whole_
     assert "prepare_corpus is paused: tasks that are running finish and are recorded, nothing new starts" in "".join(said)
     with AirflowClient(env) as client:
         assert client.dag("prepare_corpus")["is_paused"]
-    again = launch.backfill(env, day, day, recipe=recipe, echo=lambda _: None)
+    again = launch.backfill(env, [day], recipe=recipe, echo=lambda _: None)
     assert [s["stage"] for s in again["stages"]] == list(PREPARE_STAGES)
     assert {r["state"] for r in again["runs"]} == {"success"}
     for stage in PREPARE_STAGES:
