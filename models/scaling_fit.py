@@ -111,6 +111,13 @@ def _fit(points: Sequence[RunPoint], form: str, *, starts: int, near: LossLaw | 
     return runs.law(form, min(_polished(runs, form, candidates[i]) for i in order[:starts])[1])
 
 
+def fit_projected(points: Sequence[RunPoint], form: str) -> LossLaw:
+    """fit_form without the descent: variable projection on a grid, then on a finer one. Some 20 times faster, for many fits in a row."""
+    if form not in FORMS or len(points) < FORMS[form]:
+        return fit_form(points, form)  # says what is wrong
+    return fit_weighted(points, _fit(points, form, starts=0, near=None), np.ones((1, len(points))))[0]
+
+
 def fit_weighted(points: Sequence[RunPoint], law: LossLaw, weights: np.ndarray) -> list[LossLaw]:
     """``law`` fitted again to the same runs for each row of ``weights`` (B, R), by variable projection around its exponents: bootstraps.
 
