@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   moeline stage clean --recipe tiny --interval 2026-11-01
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
   moeline compare v1 champion                      paired, on the items both answered
+  moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -128,6 +129,12 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     return given.evaluate(arguments, env, echo=_say)
 
 
+def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import forecast_command
+
+    return forecast_command.act(arguments, env)
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
@@ -168,8 +175,10 @@ def _add_commands(commands: Any) -> None:
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What is asked about models that exist: evaluate, compare, audit."""
+    from jobs import forecast_command
     from jobs.evaluating import arguments as evaluation
 
+    forecast_command.add_to(add("forecast", _forecast, forecast_command.ABOUT))
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
     pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
     for side in ("model_a", "model_b"):
