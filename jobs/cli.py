@@ -25,6 +25,9 @@ _EXAMPLES = """examples:
   moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
   moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
+
+
+  moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -200,6 +203,12 @@ def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], 
     return found
 
 
+def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import forecast_command
+
+    return forecast_command.act(arguments, env)
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         return _leaf(commands, name, action, about)
@@ -253,9 +262,11 @@ def _add_gauntlet(commands: Any) -> None:
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What is asked about models that exist: evaluate, compare, propose, audit."""
+    """What is asked about models that exist, or could: forecast, evaluate, compare, propose, audit."""
+    from jobs import forecast_command
     from jobs.evaluating import arguments as evaluation
 
+    forecast_command.add_to(add("forecast", _forecast, forecast_command.ABOUT))
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
     pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
     for side in ("model_a", "model_b"):
