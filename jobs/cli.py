@@ -20,10 +20,14 @@ _EXAMPLES = """examples:
   moeline run --recipe tiny --days 3               the whole job through Airflow, with progress
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
+  moeline gauntlet fetch                           Foundry's evaluation data, verified, outside the repository
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
   moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
   moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
+
+
+  moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -188,15 +192,26 @@ def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
     return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers")
 
 
+def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
+    """One command that does something, with the options all of them have."""
+    found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    found.set_defaults(action=action)
+    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    found.add_argument("--debug", action="store_true", help="show tracebacks")
+    found.add_argument("--env", help="environment in infra/env, or a .toml file (default: MOELINE_ENV or local)")
+    found.add_argument("--home", help="folder of tables, landing zone, logs and state (default: MOELINE_HOME or .moeline in the checkout)")
+    return found
+
+
+def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import forecast_command
+
+    return forecast_command.act(arguments, env)
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
-        found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-        found.set_defaults(action=action)
-        found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-        found.add_argument("--debug", action="store_true", help="show tracebacks")
-        found.add_argument("--env", help="environment in infra/env, or a .toml file (default: MOELINE_ENV or local)")
-        found.add_argument("--home", help="folder of tables, landing zone, logs and state (default: MOELINE_HOME or .moeline in the checkout)")
-        return found
+        return _leaf(commands, name, action, about)
 
     def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
         found.add_argument("--recipe", default="tiny", help="a recipe that `moeline recipes` lists (default: tiny)")
@@ -235,12 +250,23 @@ def _add_commands(commands: Any) -> None:
     theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
     theirs.add_argument("rest", nargs=argparse.REMAINDER)
     theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
+    _add_gauntlet(commands)
+
+
+def _add_gauntlet(commands: Any) -> None:
+    from jobs import gauntlet_data
+
+    about = "Foundry's evaluation data: fetch it, check it."
+    group = commands.add_parser("gauntlet", help=about, description=about)
+    gauntlet_data.add_to(group.add_subparsers(dest="gauntlet_action", required=True, metavar="ACTION"), _leaf)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What is asked about models that exist: evaluate, compare, propose, audit."""
+    """What is asked about models that exist, or could: forecast, evaluate, compare, propose, audit."""
+    from jobs import forecast_command
     from jobs.evaluating import arguments as evaluation
 
+    forecast_command.add_to(add("forecast", _forecast, forecast_command.ABOUT))
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
     pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
     for side in ("model_a", "model_b"):

@@ -20,7 +20,14 @@ from jobs.evaluating import model as folders
 
 MODEL = "moeline"
 _ARGUMENTS = ("pretrained", "tokenizer", "max_length", "batch_tokens", "add_bos_token", "prefix_token_id", "device", "dtype")
+_TYPES = {"max_length": int, "batch_tokens": int, "prefix_token_id": int, "add_bos_token": bool}
 _LM_EVALS_OWN = {"batch_size", "max_batch_size"}  # lm_eval always gives them; here batch_tokens bounds a pass
+# Settings of generation_config.json that change even the likeliest text, and the values at which they do not.
+_CHANGE_TEXTS: dict[str, Any] = {
+    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "min_length": 0, "min_new_tokens": 0, "max_new_tokens": None,
+    "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [], "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "sequence_bias": {}, "guidance_scale": 1.0, "exponential_decay_length_penalty": None,
+}  # fmt: skip
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -61,14 +68,16 @@ def max_length(found: folders.EvaluatedModel, tokenizer: Any) -> int:
     return resolve_max_length(AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True), tokenizer)
 
 
-def ends(found: folders.EvaluatedModel) -> tuple[int, ...]:
-    """Tokens that end a generation by the folder's generation_config.json."""
+def generation_settings(found: folders.EvaluatedModel) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Of the folder's generation_config.json: (tokens that end a text, what else would change a greedy text)."""
     file = None if found.folder is None else found.folder / "generation_config.json"
     try:
-        named = json.loads(file.read_bytes()).get("eos_token_id") if file is not None and file.is_file() else None
+        said = json.loads(file.read_bytes()) if file is not None and file.is_file() else {}
+        ends = said.get("eos_token_id")
     except (ValueError, AttributeError) as error:
         raise MoelineError(f"{file} is not a JSON object ({error}). Repair it, or remove it.") from error
-    return tuple(i for i in (named if isinstance(named, list) else [named]) if type(i) is int)
+    other = {name: said[name] for name, neutral in _CHANGE_TEXTS.items() if said.get(name) not in (None, neutral)}
+    return tuple(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int), other
 
 
 def arguments(
@@ -84,9 +93,10 @@ def arguments(
     ``length``: tokens the model reads at most; None: as many as it can.
     """
     tokenizer = tokenizer_of(found, add_bos_token=add_bos_token)
+    ends, other = generation_settings(found)
     return {
-        "scorer": lambda: found.scorer(batch_tokens), "tokenizer": tokenizer, "max_length": length or max_length(found, tokenizer), "ends": ends(found),
-        "add_bos_token": add_bos_token, "prefix_token_id": prefix_token_id,
+        "scorer": lambda: found.scorer(batch_tokens), "tokenizer": tokenizer, "max_length": length or max_length(found, tokenizer), "ends": ends,
+        "not_applied": other, "add_bos_token": add_bos_token, "prefix_token_id": prefix_token_id,
         "about": {"model_weights_digest": found.weights_digest, "model_dtype": found.dtype, "model_device": found.device},
     }  # fmt: skip
 
@@ -98,6 +108,9 @@ def opened(settings: Mapping[str, Any], known_tokenizers: Path | None = None) ->
         raise MoelineError(f"--model_args {', '.join(unknown)}: --model {MODEL} knows {', '.join(_ARGUMENTS)}.")
     if not given.get("pretrained"):
         raise MoelineError(f"--model {MODEL} needs --model_args pretrained=DIR, the folder of a model.")
+    for name, wanted in _TYPES.items():
+        if name in given and (type(given[name]) is not wanted or (name != "prefix_token_id" and given[name] is not False and given[name] < 1)):
+            raise MoelineError(f"--model_args {name}={given[name]}: it must be a {'yes or no (True, False)' if wanted is bool else 'number of tokens'}.")
     tokenizer, length = given.get("tokenizer"), given.get("max_length")
     found = folders.find(
         Path(str(given["pretrained"])), tokenizer=Path(str(tokenizer)) if tokenizer else None, max_seq_len=length, known_tokenizers=known_tokenizers

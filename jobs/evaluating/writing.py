@@ -18,6 +18,7 @@ from typing import Any
 from jobs.evaluating.answers import write_whole
 from jobs.evaluating.lm_eval_results import Judged
 from jobs.evaluating.questions import Questions
+from models.gauntlet import calibration
 from models.gauntlet.scoring import Response
 
 SCORES, RESPONSES, REPORT = "scores.json", "responses.parquet", "report.md"
@@ -66,9 +67,9 @@ def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Map
     kinds = {b.task.label: b.task for b in asked.benchmarks}
     digest = result["weights_digest"][:16]
     rows = [_row(label, kinds[label].category, kinds[label].num_fewshot, r, digest) for label, answered in responses.items() for r in answered]
-    rows += [_row(one.benchmark, one.category, one.shots, one.response, digest, lm_eval=one.metrics) for one in outside]
-    write_whole(out / RESPONSES, _parquet(rows))
-    write_whole(out / REPORT, report(result, responses).encode())
+    theirs = [_row(one.benchmark, one.category, one.shots, one.response, digest, lm_eval=one.metrics) for one in outside]
+    write_whole(out / RESPONSES, _parquet([*rows, *theirs]))
+    write_whole(out / REPORT, report(result, responses, calibration.tasks(rows)).encode())
     write_whole(out / SCORES, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
@@ -104,7 +105,7 @@ def plain(text: object) -> str:
     return html.escape(_MARKDOWN.sub(r"\\\1", visible))
 
 
-def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]]) -> str:
+def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]], summaries: Sequence[calibration.TaskSummary] = ()) -> str:
     """The Markdown report."""
     lines = [f"# {plain(result['model'])} on {plain(result['suite'])}", ""]
     lines += [f"- {name}: {plain(result[key])}" for name, key in (("weights", "weights_digest"), ("tokenizer", "tokenizer_digest"), ("mode", "mode"))]
@@ -121,9 +122,18 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
         lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
     if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
         lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
+    lines += _calibration(summaries)
     lines += _lm_eval(result.get("lm_eval") or ())
     lines += _examples(responses)
     return "\n".join(lines) + "\n"
+
+
+def _calibration(summaries: Sequence[calibration.TaskSummary]) -> list[str]:
+    known = [f"{plain(s.benchmark)} {s.ece:.3f}" for s in summaries if s.ece is not None]
+    lines = ["", f"Calibration error (0: as often right as it is sure, 10 buckets): {', '.join(known)}."] if known else []
+    if unknown := [f"{plain(s.benchmark)} ({s.without_ece})" for s in summaries if s.ece is None]:
+        lines += ["", f"No calibration error: {', '.join(unknown)}."]
+    return lines
 
 
 def _score_line(s: Mapping[str, Any]) -> str:

@@ -15,11 +15,13 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_LOG = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 256  # of a generation whose task says nothing (HFLM.max_gen_toks)
 _END = "\0end of text\0"  # what a token that ends a generation is decoded to, so that it is a stop like any other
 # Settings of a generation that change nothing where every token is the likeliest one, and those that change nothing at this value.
@@ -59,17 +61,19 @@ class Answers:
     """What an LM of lm_eval does, to be put before its TemplateLM (``lm_class``).
 
     ``scorer`` gives a models.gauntlet.scoring.Scorer and is called when the first answer is needed. ``tokenizer`` is a transformers tokenizer.
-    ``max_length``: tokens the model reads at most. ``ends``: tokens that end a generation beside the tokenizer's EOS. ``add_bos_token`` and
-    ``prefix_token_id`` as in HFLM. With a ``memory``, answers are stored in portions of ``portion`` requests and never asked twice.
+    ``max_length``: tokens the model reads at most. ``ends``: tokens that end a generation beside the tokenizer's EOS. ``not_applied``: what the
+    model's own settings would change about texts and is not done here. ``add_bos_token`` and ``prefix_token_id`` as in HFLM. With a ``memory``,
+    answers are stored in portions of ``portion`` requests and never asked twice.
     """
 
     def __init__(
-        self, scorer: Callable[[], Any], tokenizer: Any, *, max_length: int, ends: Iterable[int] = (), add_bos_token: bool | None = None,
-        prefix_token_id: int | None = None, memory: Memory | None = None, portion: int = 1024, about: Mapping[str, Any] | None = None,
+        self, scorer: Callable[[], Any], tokenizer: Any, *, max_length: int, ends: Iterable[int] = (), not_applied: Mapping[str, Any] | None = None,
+        add_bos_token: bool | None = None, prefix_token_id: int | None = None, memory: Memory | None = None, portion: int = 1024,
+        about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.tokenizer, self.max_length, self.add_bos_token, self.memory, self.portion = tokenizer, max_length, add_bos_token, memory, portion
-        self._open, self._prefix, self._about = scorer, prefix_token_id, dict(about or {})
+        self._open, self._prefix, self._about, self._not_applied = scorer, prefix_token_id, dict(about or {}), dict(not_applied or {})
         self.ends = frozenset(i for i in (tokenizer.eos_token_id, *ends) if i is not None)
         if self.prefix_token_id is None:
             raise ValueError("The tokenizer has neither a BOS nor an EOS token, and lm_eval needs one before a text without context. Give prefix_token_id.")
@@ -193,6 +197,8 @@ class Answers:
         return [sum(next(scored)[0] for _ in range(count)) for count in counts]
 
     def _generated(self, requests: Sequence[Any]) -> list[str]:
+        if self._not_applied:
+            _LOG.warning("The model's generation_config.json sets %s: lm_eval's hf backend obeys it, here it is not applied.", self._not_applied)
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(place)

@@ -75,7 +75,8 @@ class Scorer:
     on whole, right-padded texts: any causal model will do, and nothing but repeated texts is shared. With a ``cache_type`` (a class or
     function giving an empty models.kv_cache.KVCache) it is called as ``hidden(tokens_BT, cache=cache, lengths_B=lengths)``: row b continues
     row b of the cache by its first ``lengths[b]`` tokens, at the positions ``cache.plan(tokens_BT)``; every layer calls ``cache.attend``, and
-    ``cache.advance(T, lengths)`` ends the pass. models.transformer.Transformer and models.huggingface_cache.CachedCausalLM do.
+    ``cache.advance(T, lengths)`` ends the pass. models.transformer.Transformer and models.huggingface_cache.CachedCausalLM do. A model that
+    knows its own (``model.cache_type``: models.gauntlet.outside_models.OutsideModel) needs none given.
 
     ``batch_tokens`` bounds the cached positions of a pass. ``positions`` counts what the model has run.
     """
@@ -83,7 +84,8 @@ class Scorer:
     def __init__(self, model: Any, encoder: Encoder, *, max_seq_len: int, batch_tokens: int = 16_384, cache_type: Callable[[], Any] | None = None) -> None:
         if batch_tokens < 1 or max_seq_len < 2:
             raise ValueError(f"batch_tokens {batch_tokens} must be at least 1 and max_seq_len {max_seq_len} at least 2.")
-        self.model, self.encoder, self.max_seq_len, self.batch_tokens, self.cache_type = model, encoder, max_seq_len, batch_tokens, cache_type
+        self.model, self.encoder, self.max_seq_len, self.batch_tokens = model, encoder, max_seq_len, batch_tokens
+        self.cache_type = cache_type or getattr(model, "cache_type", None)
         self.device = next(model.parameters()).device
         self.positions = Positions()
 

@@ -126,6 +126,18 @@ def adds_bos(folder: Path) -> Path:
     return folder
 
 
+_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # begins with BOS
+)
+
+
+def has_template(folder: Path) -> Path:
+    """As ``adds_bos``, with a chat template that begins with BOS as well."""
+    config = adds_bos(folder) / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": _TEMPLATE}))
+    return folder
+
+
 def chats(folder: Path) -> Path:
     """Make the token ``parse`` a special one, and ``one`` a second that ends a generation, as chat models have them."""
     file = folder / "tokenizer.json"
@@ -145,7 +157,7 @@ def longer(folder: Path) -> Path:
     return folder
 
 
-_CHANGES = {"bos": adds_bos, "chat": chats, "long": longer}
+_CHANGES = {"bos": adds_bos, "template": has_template, "chat": chats, "long": longer}
 
 
 def model_folder(folder: Path, name: str) -> Path:

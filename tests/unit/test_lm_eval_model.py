@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -44,7 +45,7 @@ def folder_of(tmp_path_factory):
     return functools.cache(lambda name: small_lm_eval.model_folder(tmp_path_factory.mktemp(name), name))
 
 
-def results(backend, folder, tasks, names=small_lm_eval.NAMES, **model_args):
+def results(backend, folder, tasks, names=small_lm_eval.NAMES, chat=False, **model_args):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -53,7 +54,9 @@ def results(backend, folder, tasks, names=small_lm_eval.NAMES, **model_args):
     registered()
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     arguments = {"pretrained": str(folder)} | model_args
-    return simple_evaluate(model=backend, model_args=arguments, tasks=list(names), device="cpu", batch_size=1, bootstrap_iters=0, task_manager=manager)
+    return simple_evaluate(
+        model=backend, model_args=arguments, tasks=list(names), device="cpu", batch_size=1, bootstrap_iters=0, task_manager=manager, apply_chat_template=chat
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,29 @@ def test_arguments_that_change_the_numbers_change_them_as_in_the_hf_backend(name
     if arguments != {"add_bos_token": True}:  # this tokenizer knows no BOS to add
         with pytest.raises(AssertionError):
             assert_equal(ours, by_hf(name))
+
+
+def test_conversations_are_those_of_the_hf_backend(folder_of, tasks):
+    names = ["small_choose", "small_finish", "small_say"]
+    ours, theirs = (results(backend, folder_of("template"), tasks, names, chat=True) for backend in ("moeline", "hf"))
+    assert_equal(ours, theirs)
+    context, _ = ours["samples"]["small_choose"][0]["arguments"][0]
+    assert context.startswith("<|pad|><user> ") and context.count("<assistant>") == 3
+
+
+def test_a_penalty_of_the_models_own_settings_is_said_to_be_missing(folder_of, tmp_path, caplog):
+    from jobs.lm_eval_command import registered
+
+    shutil.copytree(folder_of("llama"), tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": 0, "repetition_penalty": 1.05, "num_beams": 1, "top_p": 0.8}))
+    lm = registered()(pretrained=str(tmp_path / "model"))
+    lm.loglikelihood([request("one", " two")])
+    assert "repetition_penalty" not in caplog.text
+    lm.generate_until([request("one", {"max_gen_toks": 2})])
+    assert "{'repetition_penalty': 1.05}" in caplog.text
+    (tmp_path / "model/generation_config.json").write_text("[]")
+    with pytest.raises(MoelineError, match=r"generation_config\.json is not a JSON object"):
+        registered()(pretrained=str(tmp_path / "model"))
 
 
 def _no_bos(answers):
@@ -211,7 +237,8 @@ def test_weights_that_give_no_number_are_named(folder_of, lm):
     ("arguments", "message"),
     [
         ({}, "pretrained=DIR"), ({"pretrained": "nowhere"}, "cannot be read"), ({"peft": "x"}, "peft: --model moeline knows pretrained"),
-        ({"dtype": "int8"}, "int8"),
+        ({"dtype": "int8"}, "int8"), ({"max_length": "long"}, "max_length=long: it must be a number"), ({"batch_tokens": 0}, "batch_tokens=0"),
+        ({"add_bos_token": "maybe"}, "yes or no"), ({"max_length": 999}, "2 to 256"),
     ],
 )  # fmt: skip
 def test_arguments_that_make_no_model_are_said(arguments, message, folder_of):
@@ -244,7 +271,7 @@ def test_lm_evals_own_command_line_takes_our_model(folder_of, by_hf, tasks, tmp_
 
 
 def test_an_error_of_the_command_line_is_one_line(tmp_path):
-    ran = command_line("--model", "moeline", "--model_args", "pretrained=nowhere", "--tasks", "x", home=tmp_path, PYTHONWARNINGS="ignore")
+    ran = command_line("--model", "moeline", "--model_args", "pretrained=nowhere", home=tmp_path)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert ran.stderr.strip().splitlines()[-1].startswith("moeline lm-eval: ")
 
