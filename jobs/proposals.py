@@ -247,7 +247,11 @@ def _plain(text: str) -> str:
 
 
 def _usd(value: float | None) -> str:
-    return "no price" if value is None else f"${value:,.4f}" if value < 1 else f"${value:,.2f}"
+    if value is None:
+        return "no price"
+    if value and abs(value) < 0.00005:
+        return "<$0.0001"
+    return f"${value:,.4f}" if abs(value) < 1 else f"${value:,.2f}"
 
 
 def _proposal_lines(found: Mapping[str, Any]) -> list[str]:
@@ -263,7 +267,7 @@ def _proposal_lines(found: Mapping[str, Any]) -> list[str]:
         gets = ", ".join(f"{row['gets']:,} of {_plain(row['source'])}" for row in found["sources"] if row["tokens"])
         lines.append(f"  as a recipe: {found['recipe_tokens']:,} tokens{only} ({found['added_tokens']:+,}; more than the run: {gets})")
         lines.append(f"  price: {_usd(found['added_usd'])} for the added tokens, {_usd(found['build_usd'])} for the whole build")
-    if found["not_priced"]:
+    if found["not_priced"] and (found["recipe_tokens"] is not None or found["not_priced"] == ["prepare"]):
         lines.append(f"  not in these prices, because not measured in that run: {', '.join(found['not_priced'])}")
     return lines
 
@@ -299,7 +303,8 @@ def render(found: Mapping[str, Any]) -> str:
 
 def render_proposed(found: Mapping[str, Any]) -> str:
     """What was proposed for the chosen groups, and the recipe that was written."""
-    lines = [f"Failure groups {', '.join(map(str, found['groups']))} of run {_plain(found['run_id'])}:", *_proposal_lines(found["proposal"])]
+    groups = f"group{'s' if len(found['groups']) > 1 else ''} {', '.join(map(str, found['groups']))}"
+    lines = [f"Failure {groups} of run {_plain(found['run_id'])}:", *_proposal_lines(found["proposal"])]
     if found["recipe"]:
         lines.append(f"Recipe {found['recipe']} {'written' if found['written'] else 'was there already, unchanged'}. Build it with: {found['next']}")
     if found["over_budget"]:

@@ -25,3 +25,14 @@ def clean_environment(monkeypatch):
 def env(tmp_path) -> Environment:
     """A fresh environment of its own, without a platform."""
     return Environment.load("local", tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Matrices as small as in tests only lose by being shared out, and lose a lot where other work runs beside the tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

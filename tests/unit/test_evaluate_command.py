@@ -16,7 +16,6 @@ import evaluation_suite
 import outside_folders
 import pyarrow.parquet as pq
 import pytest
-import torch
 from gauntlet_examples import model, scorer, tokenizer_json
 
 from jobs.contract import MoelineError
@@ -28,12 +27,7 @@ from models.gauntlet.scoring import score
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,7 @@ from models.gauntlet import outside_models
 from models.gauntlet.prompts import TransformersEncoder
 from models.gauntlet.scoring import Scorer
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,7 @@ from models.gauntlet.prompts import assemble
 from models.gauntlet.scoring import ContinuationScore, Scorer, _respond, score
 from models.gauntlet.tasks import Benchmark, Item, Task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose by being shared out, and lose a lot where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def own_benchmark(n: int) -> Benchmark:

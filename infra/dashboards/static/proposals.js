@@ -26,7 +26,7 @@ function group(g) {
     el("summary", null, el("span", { class: "tag" }, `${g.n} of ${g.n_items} failed`), `${where} · ${made ? `${count(p.tokens)} tokens more, ${usd(p.added_usd)}` : `${count(p.to_land)} tokens to land`}`),
     g.words.length > 0 && el("p", null, `Its words: ${g.words.join(", ")}`),
     el("h3", null, "What to train on"),
-    cells(["Source", "Proposed", "In the corpus, untrained", "To be landed", "A recipe trains on"], p.sources.map((s) => [s.source || "one that is not there yet", count(s.wanted), count(s.left), count(s.to_land), made ? count(s.gets) : MISSING])),
+    cells(["Source", "Proposed", "In the corpus, untrained", "To be landed", "More in the recipe"], p.sources.map((s) => [s.source || "one that is not there yet", count(s.wanted), count(s.left), count(s.to_land), made ? count(s.gets) : MISSING])),
     made
       ? el("p", null, `As a recipe: ${count(p.recipe_tokens)} tokens, ${count(p.added_tokens)} more than this run. ${usd(p.added_usd)} for the added ones, ${usd(p.build_usd)} for the whole build.${missing(p)}`)
       : el("p", null, "The corpus holds nothing like it that this run has not trained on: land text first."),
