@@ -124,15 +124,32 @@ def _json_record(line: Line, relative: str, text_column: str, max_bytes: int) ->
     if line.data is None:
         return _bad(line.offset, f"line of {line.length} bytes is above max_document_bytes ({max_bytes})", line.head)
     try:
-        row = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"))
+        row = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return _bad(line.offset, f"invalid UTF-8 at byte {error.start} of the line: {error.reason}", line.data)
     except (ValueError, RecursionError) as error:
         return _bad(line.offset, f"invalid JSON: {str(error) or type(error).__name__}", line.data)
+    if isinstance(row, _Object) and (twice := row.twice & {text_column, "uri", "url", "licence", "license"}):
+        return _bad(line.offset, f"field {sorted(twice)[0]!r} is there twice", line.data)
     if not isinstance(row, dict):
         return _bad(line.offset, f"a JSON object was expected, found {type(row).__name__}", line.data)
     record = _document(line.offset, f"{relative}#{line.number}", row.get, text_column, max_bytes)
     return record._replace(raw=line.head) if record.error else record
+
+
+class _Object(dict[str, Any]):
+    """A JSON object in which keys are there ``twice``: parsers differ in which one counts."""
+
+    twice: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    found, seen = _Object(row), set()
+    found.twice = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
+    return found
 
 
 def _text(path: str, relative: str, compression: str | None, max_bytes: int) -> Iterator[Record]:
@@ -181,6 +198,8 @@ def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iter
                 for i in range(batch.num_rows):
                     yield _parquet_record(columns, i, row, f"{relative}#{row}", text_column, max_bytes)
                     row += 1
+            if row != file.metadata.num_rows:  # pages that are gone are no error to Arrow
+                raise ValueError(f"the file says it has {file.metadata.num_rows} rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield _bad(row if row else -1, f"broken Parquet from row {row} on: {reason.replace(path, relative)}", _head(path))

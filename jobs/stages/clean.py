@@ -149,6 +149,7 @@ class Judge:
         self._rules = rules_by_source(config)
         self._sets = dict(config.rules)
         self._redact = kinds(config.redact)
+        self._identify = rules.language.Identifier()
         self._licences = LicenceList(config.allowed_licences, config.allow_unknown_licence)
 
     def __call__(self, source: str, licence: str | None, text: str) -> tuple[str | None, int, str, list[dict[str, Any]]]:
@@ -156,12 +157,14 @@ class Judge:
         key = source if source in self._rules else "*"
         names = self._sets[key]
         text, redacted = redact(normalise(text, is_code="code" in names), self._redact)
-        features = rules.features(names, text)
+        features = rules.features(names, text, self._identify)
         broken: list[dict[str, Any]] = []
         refused = self._licences.refuse(licence)
         if refused:
             broken.append({"rule": refused, "value": None, "threshold": None, "detail": licence})
-        scores: dict[str, float] = {f"pii.{kind}": n for kind, n in redacted.items()}
+        scores: dict[str, float | str] = {f"pii.{kind}": n for kind, n in redacted.items()}
+        if any(map(rules.language.is_language_set, names)):
+            scores["language"] = rules.language.language(features)
         for rule in self._rules[key]:
             value = float(rule.measure(features))
             scores[rule.name] = round(value, 6)
