@@ -20,14 +20,7 @@ from models.gauntlet import tasks
 CONFIG = EvaluateConfig(suite=SUITE, batch_tokens=4096)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

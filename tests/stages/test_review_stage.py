@@ -80,14 +80,9 @@ def test_a_group_of_items_that_does_clearly_worse_is_named(tmp_path):
     assert "weakest on items of python-docs (20% against 100%)" in output.tables["failures"].to_pylist()[0]["summary"]
 
 
-def test_real_responses_are_reviewed_against_the_corpus_they_came_from(tmp_path):
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_real_responses_are_reviewed_against_the_corpus_they_came_from(tmp_path, one_thread):
     tools, given = evaluate_inputs(tmp_path)
     answered = evaluate.run(EvaluateConfig(suite=SUITE, batch_tokens=4096), given, tools)
-    torch.set_num_threads(before)
     training = [
         {"doc_id": doc_id, "interval": "2026-11-01", "source": source, "uri": f"pypi:stdlib@3/{doc_id}", "text": text, "n_bytes": len(text), "split": "train"}
         for doc_id, source, text in documents()[0]

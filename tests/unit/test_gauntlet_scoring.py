@@ -14,14 +14,7 @@ from models.gauntlet.prompts import assemble
 from models.gauntlet.scoring import ContinuationScore, Scorer, _respond, score
 from models.gauntlet.tasks import Benchmark, Item, Task
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose by being shared out, and lose a lot where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def own_benchmark(n: int) -> Benchmark:
@@ -100,14 +93,14 @@ def test_greedy_generation_is_the_same_with_and_without_a_cache_and_stops():
 
 def test_ties_go_to_the_lowest_index():
     request = next(assemble(own_benchmark(1), encoder(), 256))
-    same = {pair: ContinuationScore(-3.0 * len(pair[1]), len(pair[1]), pair[1]) for pair in zip(request.contexts, request.continuations, strict=True)}
+    same = {pair: ContinuationScore(-3.0 * len(pair[1]), len(pair[1]), pair[1], -3.0) for pair in zip(request.contexts, request.continuations, strict=True)}
     assert _respond(request, same, encoder()).prediction == 0
 
 
 def test_options_are_compared_per_token_not_by_their_sum():
     request = next(assemble(own_benchmark(1), encoder(), 256))
     pairs = list(zip(request.contexts, request.continuations, strict=True))
-    scores = {pair: ContinuationScore(-2.0, 1, (0,)) for pair in pairs[:-1]} | {pairs[-1]: ContinuationScore(-6.0, 6, (0,) * 6)}
+    scores = {pair: ContinuationScore(-2.0, 1, (0,), -1.0) for pair in pairs[:-1]} | {pairs[-1]: ContinuationScore(-6.0, 6, (0,) * 6, -1.0)}
     response = _respond(request, scores, encoder())
     assert response.prediction == len(pairs) - 1 and response.mean_logprobs[-1] == -1.0 and response.sum_logprobs[-1] == -6.0
 

@@ -17,13 +17,7 @@ MODEL = ModelConfig(d_model=32, n_heads=2, n_kv_heads=1, n_layers=2, ffn_hidden=
 LOOP = LoopConfig(steps=12, batch_sequences=4, learning_rate=3e-3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Waiting for a second thread that other processes keep busy makes these small steps many times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sequences(n: int = 20, seed: int = 0, padding: int = 3) -> PackedSequences:
