@@ -1,7 +1,7 @@
-"""Readers of landing files: JSONL, Parquet and text, plain or compressed, as records or as reasons why there is none.
+"""Readers of landing files: JSONL, Parquet, WARC and text, plain or compressed, as records or as reasons why there is none.
 
-Change here: formats, what counts as readable. Not here: ids and tables (jobs/stages/ingest.py). Content never raises and memory
-stays bounded by ``max_bytes`` whatever a file holds: what cannot be read becomes a Record with an ``error``. Only a file that
+Change here: formats, what counts as readable. Not here: pages of archives (warc.py), ids and tables (jobs/stages/ingest.py).
+Content never raises and memory stays bounded by ``max_bytes`` whatever a file holds: what cannot be read becomes a Record with an ``error``. Only a file that
 cannot be opened at all (an OSError) raises.
 """
 
@@ -17,9 +17,10 @@ RAW_BYTES = 1024  # of an unreadable record, for a person to look at
 _SNIFF_BYTES = 8192
 _TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
+_ARCHIVE_SUFFIXES = (".warc", ".wet")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-READABLE = ", ".join((*(f"{s}(.gz|.zst)" for s in (*_JSON_SUFFIXES, *_TEXT_SUFFIXES)), *_PARQUET_SUFFIXES))
+READABLE = ", ".join((*(f"{s}(.gz|.zst)" for s in (*_JSON_SUFFIXES, *_ARCHIVE_SUFFIXES, *_TEXT_SUFFIXES)), *_PARQUET_SUFFIXES))
 
 
 class Record(NamedTuple):
@@ -49,6 +50,8 @@ def read(path: str, relative: str, *, text_column: str, max_bytes: int) -> Itera
         found = _parquet(path, relative, text_column, max_bytes)
     elif stem.endswith(_JSON_SUFFIXES):
         found = _jsonl(path, relative, compression, text_column, max_bytes)
+    elif stem.endswith(_ARCHIVE_SUFFIXES):
+        found = _warc(path, relative, compression, max_bytes)
     elif stem.endswith(_TEXT_SUFFIXES):
         found = _text(path, relative, compression, max_bytes)
     else:
@@ -175,6 +178,17 @@ def _text(path: str, relative: str, compression: str | None, max_bytes: int) -> 
         yield _bad(error.start, f"invalid UTF-8 at byte {error.start}: {error.reason}", bytes(data[error.start :][:RAW_BYTES]))
         return
     yield _document(0, f"{relative}#1", row.get, "text", max_bytes)
+
+
+def _warc(path: str, relative: str, compression: str | None, max_bytes: int) -> Iterator[Record]:
+    from jobs.services import warc
+
+    for page in warc.pages(chunks(path, compression), max_bytes):
+        if page.error is not None:
+            yield _bad(page.offset, page.error, page.raw)
+            continue
+        row = {"text": page.text, "uri": page.uri}
+        yield _document(page.offset, f"{relative}#{page.offset}", row.get, "text", max_bytes)
 
 
 def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iterator[Record]:
