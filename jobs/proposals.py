@@ -235,7 +235,7 @@ def _own(env: Environment, run: Reviewed, numbers: Sequence[int], found: Mapping
 
 
 def _to_land(found: Mapping[str, Any]) -> str:
-    return ", ".join(f"{row['to_land']:,} tokens of {row['source'] or 'a source that is not there yet'}" for row in found["sources"] if row["to_land"])
+    return ", ".join(f"{row['to_land']:,} tokens of {_plain(row['source']) or 'a source that is not there yet'}" for row in found["sources"] if row["to_land"])
 
 
 # -- as text ------------------------------------------------------------------------------------------------------------------
