@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jobs.contract import MoelineError, config_hash
+from jobs.contract import ADDED, MoelineError, config_hash
 from models.config import ModelConfig
+from models.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +78,21 @@ class DecontaminateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Byte-level BPE, trained once per ``tokenizer`` name, and fixed-length sequences with document boundaries."""
+    """Byte-level BPE, trained once per ``tokenizer`` name, and fixed-length sequences with document boundaries.
+
+    ``separate_sources``: a sequence holds documents of one source only, which a mixture needs.
+    """
 
     tokenizer: str = "bpe-4096-v1"
     vocab_size: int = 4096
     tokenizer_bytes: int = 8_000_000  # text the tokenizer is trained on
     seq_len: int = 256
+    separate_sources: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. ``tokens`` is rounded down to whole steps of ``batch_sequences`` sequences."""
+    """One training run. ``tokens`` is rounded down to whole steps of ``batch_sequences`` sequences. ``mixture``: which sources it reads when."""
 
     model: ModelConfig
     tokens: int
@@ -103,6 +108,7 @@ class TrainConfig:
     checkpoint_every_steps: int = 100
     held_out_sequences: int = 256
     workers: int = 1
+    mixture: Mixture = field(default=Mixture(), metadata=ADDED)
 
     @property
     def tokens_per_step(self) -> int:
@@ -167,6 +173,8 @@ class Recipe:
                 f"Recipe {self.name}: the tokenizer packs {self.pack.vocab_size} ids in sequences of {self.pack.seq_len}, the model takes "
                 f"{self.model.vocab_size} and {self.model.max_seq_len}. Derive both from the model config."
             )
+        if self.train.mixture and not self.pack.separate_sources:
+            raise MoelineError(f"Recipe {self.name}: a mixture needs sequences of one source each. Set separate_sources=True in its PackConfig.")
         if self.on_over_budget not in ("stop", "ask"):
             raise MoelineError(f"Recipe {self.name}: on_over_budget must be 'stop' or 'ask', not {self.on_over_budget!r}.")
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 _TABLE_VERSION = re.compile(r"^([a-z][a-z0-9_]*)@(\d+)$")
+# Metadata of a config field that came later: at its default it is no part of the identity, so work done before the field existed stays done.
+ADDED = {"added": True}
 HELD_OUT_PER_MILLE = 10  # 1 % of documents never train: they give the held-out loss and the own-data benchmark
 
 
@@ -91,10 +93,14 @@ class StageResult:
 
 @dataclass
 class StageOutput:
-    """What a stage's ``run`` returns: rows per table (Spark DataFrame or pyarrow.Table) and small JSON metrics."""
+    """What a stage's ``run`` returns: rows per table (Spark DataFrame or pyarrow.Table) and small JSON metrics.
+
+    ``noticed``: by (table, name of a check) what the stage saw that no rule on the rows can see; stored as a failed check of severity warning.
+    """
 
     tables: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
+    noticed: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class Tools(Protocol):
@@ -133,9 +139,10 @@ class Tools(Protocol):
 
 
 def canonical(value: Any) -> Any:
-    """Plain JSON form of configs for hashing: dataclasses to dicts, tuples to lists, sets refused."""
+    """Plain JSON form of configs for hashing: dataclasses to dicts (without ADDED fields at their default), tuples to lists, sets refused."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        asked = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not (f.metadata.get("added") and getattr(value, f.name) == f.default)}
+        return {name: canonical(part) for name, part in asked.items()}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

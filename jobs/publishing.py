@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,9 +55,13 @@ def _stage_arrow(rows: Any, table: Table, folder: Path) -> None:
     pq.write_table(rows.select(schema.names).cast(schema), folder / "part-0.parquet", compression="zstd", row_group_size=_ROW_GROUP)
 
 
-def check_staged(env: Environment, stage: str, staged: Mapping[str, Path], tools: StageTools, run_key: str, interval: str | None) -> dict[str, Any]:
+def check_staged(
+    env: Environment, stage: str, staged: Mapping[str, Path], tools: StageTools, run_key: str, interval: str | None,
+    noticed: Mapping[tuple[str, str], Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate every table's rules on the staged rows and store the results; returns counts for the stage's metrics.
 
+    What the stage ``noticed`` itself is stored and told as a warning, but not counted: a small day always has a rule that nothing breaks.
     Raises CheckFailed when a rule of severity ``error`` is broken. The refused rows are moved aside and nothing is published.
     """
     from expectations import check
@@ -76,6 +81,7 @@ def check_staged(env: Environment, stage: str, staged: Mapping[str, Path], tools
         refused.mkdir(parents=True, exist_ok=True)
         for name, folder in staged.items():
             os.replace(folder, refused / name)
+    told = [(name, check.CheckResult(rule, "warning", False, json.dumps(seen), 0)) for (name, rule), seen in (noticed or {}).items()]
     now = dt.datetime.now(dt.UTC)
     rows = [
         {
@@ -83,14 +89,18 @@ def check_staged(env: Environment, stage: str, staged: Mapping[str, Path], tools
             "table_version": None, "rule": r.rule, "severity": r.severity, "observed": r.observed, "passed": r.passed, "failed_rows": r.failed_rows,
             "where_rejected": str(refused.relative_to(env.warehouse) / name) if refused and not r.passed else None,
         }
-        for name, r in found
+        for name, r in (*found, *told)
     ]  # fmt: skip
     delta.append(env, "checks", rows, once=f"checks/{attempt}")
     if broken:
         sentences = "\n".join(f"  {name}: {result.sentence()}; the rows are in {refused}/{name}" for name, result in broken)
         raise CheckFailed(f"{len(broken)} data checks of stage {stage} failed; nothing was published.\n{sentences}\nThe rules are in expectations/tables.py.")
     failed = [(name, r) for name, r in found if not r.passed]
-    return {"checks_passed": len(found) - len(failed), "checks_failed": len(failed), "check_warnings": [f"{n}: {r.sentence()}" for n, r in failed][:10]}
+    return {
+        "checks_passed": len(found) - len(failed),
+        "checks_failed": len(failed),
+        "check_warnings": [f"{n}: {r.sentence()}" for n, r in (*failed, *told)][:10],
+    }
 
 
 def _checked(env: Environment, table: Table, folder: Path) -> list[Any]:

@@ -88,7 +88,7 @@ def _compute(
         output = module.run(config, resolved.open(env, module, tools), tools)
         metrics = dict(output.metrics)
         staged = stage_rows(env, module, output, tools, interval, key)
-        metrics.update(check_staged(env, stage, staged, tools, key, interval))
+        metrics.update(check_staged(env, stage, staged, tools, key, interval, output.noticed))
         versions = publish_staged(
             env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
         )

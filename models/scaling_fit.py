@@ -24,7 +24,7 @@ FEW_FORMS = ("power", "hoffmann", "besiroglu", "tied", "chinchilla")  # what for
 # (one unit of objective at 3 standard deviations of .15, against residuals that are measured in 1e-3).
 _PRIOR_MEAN, _PRIOR_SD, _PRIOR_WEIGHT = 0.3, 0.15, 1e-7
 _GRID = np.round(np.arange(0.05, 1.01, 0.05), 2)
-_SHARES = np.linspace(0.0, 1.0, 6)
+_SHARES = np.round(np.linspace(0.0, 1.0, 11), 1)
 _FIXED = {"hoffmann": HOFFMANN, "besiroglu": BESIROGLU}
 SEED_NOISE = 0.005  # relative: two seeds of the same small run differ by about this much
 # With a handful of runs the true form is not known: the gain beyond the best run is uncertain by this share of itself. Set after small
@@ -82,7 +82,8 @@ def _exponents(form: str, near: LossLaw | None = None, *, step: float = 0.05) ->
     if form in ("tied", "compute"):
         return np.stack([grid, grid, 0 * grid], axis=1)
     other = grid if grid is _GRID else np.round(np.arange(max(0.01, near.beta - 0.2), near.beta + 0.2001, step), 4)  # type: ignore[union-attr]
-    found = np.array([(a, b, s) for a in grid for b in other for s in (_SHARES if form == "moe" else (0.0,))])
+    shares = (0.0,) if form != "moe" else _SHARES if near is None else _SHARES[np.abs(_SHARES - near.share) < 0.15]
+    found = np.array([(a, b, s) for a in grid for b in other for s in shares])
     if near is None or grid is not _GRID:
         return found
     close = found[(np.abs(found[:, :2] - (near.alpha, near.beta)) <= 0.2).all(axis=1)]

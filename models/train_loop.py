@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models import checkpoint
 from models.config import ModelConfig
-from models.data_order import batch_indices
+from models.data_order import DataOrder, ShuffledOrder
 from models.transformer import LossOutput, Transformer
 
 FINAL_SHARE = 0.1  # the learning rate decays to this share of its peak
@@ -134,13 +134,18 @@ def new_model(config: ModelConfig, *, seed: int, experts_backend: str = "grouped
 
 class Trainer:
     """Trains ``model`` in place on ``data``, one ``step()`` at a time. The same arguments give the same weights, bit for bit on
-    one CPU with one thread count, also when the run is cut by ``save`` and ``load``."""
+    one CPU with one thread count, also when the run is cut by ``save`` and ``load``. ``order``: which sequences a step reads (default:
+    shuffled anew every epoch)."""
 
-    def __init__(self, model: Transformer, loop: LoopConfig, data: PackedSequences) -> None:
+    def __init__(self, model: Transformer, loop: LoopConfig, data: PackedSequences, order: DataOrder | None = None) -> None:
         if not len(data):
             raise ValueError("There is no sequence to train on: pack more documents.")
         if (largest := int(data.tokens.max())) >= model.config.vocab_size or int(data.tokens.min()) < 0:
             raise ValueError(f"Token id {largest} does not fit vocab_size {model.config.vocab_size}: the tokenizer and the model do not belong together.")
+        self.order = order or ShuffledOrder(seed=loop.seed, batch_sequences=loop.batch_sequences, n_sequences=len(data))
+        ours, theirs = (loop.seed, loop.batch_sequences, len(data)), (self.order.seed, self.order.batch_sequences, self.order.n_sequences)
+        if ours != theirs:
+            raise ValueError(f"The order is for (seed, batch_sequences, sequences) {theirs}, the training has {ours}.")
         self.model, self.loop, self.data = model.train(), loop, data
         self.step_number = 0  # steps done
         self.tokens = 0
@@ -165,7 +170,7 @@ class Trainer:
         if self.finished:
             raise ValueError(f"All {self.loop.steps} steps are done.")
         began = time.perf_counter()
-        indices = batch_indices(seed=self.loop.seed, step=self.step_number, batch_sequences=self.loop.batch_sequences, n_sequences=len(self.data))
+        indices = self.order.batch(self.step_number)
         rate = self.loop.learning_rate_at(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

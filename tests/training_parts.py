@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ def small_train(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"model": model, **settings})
 
 
-def sequences(folder: Path, *, train: int = 300, held_out: int = 20, vocab: int = VOCAB, days: int = 2) -> ds.Dataset:
-    """A dataset like the table ``sequences``: token i+1 follows token i three times out of four, so context helps."""
+def sequences(folder: Path, *, train: int = 300, held_out: int = 20, vocab: int = VOCAB, days: int = 2, sources: Sequence[tuple[str, str]] = ()) -> ds.Dataset:
+    """A dataset like the table ``sequences``: token i+1 follows token i three times out of four, so context helps.
+
+    ``sources``: of the two documents of the first, second, ... sequence, over and over (default: all python-code).
+    """
     rng = np.random.default_rng(7)
     rows = []
     for split, count in (("train", train), ("held_out", held_out)):
@@ -41,7 +45,8 @@ def sequences(folder: Path, *, train: int = 300, held_out: int = 20, vocab: int 
             cut = int(rng.integers(4, SEQ_LEN - 4))
             rows.append({
                 "interval": f"2026-11-{1 + number % days:02d}", "sequence_id": number // days, "split": split, "tokens": tokens, "boundaries": [0, cut],
-                "doc_ids": ["a", "b"], "sources": ["python-code"] * 2, "n_tokens": SEQ_LEN, "tokenizer_id": TOKENIZER,
+                "doc_ids": ["a", "b"],
+                "sources": list(sources[number % len(sources)]) if sources else ["python-code"] * 2, "n_tokens": SEQ_LEN, "tokenizer_id": TOKENIZER,
             })  # fmt: skip
     rng.shuffle(rows)
     types = {"tokens": pa.list_(pa.int32()), "boundaries": pa.list_(pa.int32()), "n_tokens": pa.int32(), "sequence_id": pa.int64()}

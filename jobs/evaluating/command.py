@@ -1,6 +1,6 @@
 """The command: identify the model, ask what no journal or cache can answer, score, write.
 
-Answers come in portions of PORTION items; each portion is on disk before the next is asked, so a kill loses one portion at most.
+Answers come in portions of items that take some seconds; each portion is on disk before the next is asked, so a kill loses that much.
 Change here: the order of things, progress. Not here: prompts and scores (models/gauntlet), what a file looks like (writing.py).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,8 @@ from models.gauntlet.scoring import Response, score
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mode
 
 MODES = (EXACT, FIXED)
-PORTION = 256
+FIRST_PORTION, LARGEST_PORTION = 16, 4096  # items
+PORTION_SECONDS = 5.0
 _URLS = ("http://", "https://")
 
 
@@ -161,17 +162,27 @@ def _all_answers(
         asker.counts["from_journal"] += sum(1 for i in kept if i in written)
         asker.counts["from_cache"] += sum(1 for i in kept if i in cached and i not in written)
         progress.skip(len(known), label)
-        for start in range(0, len(kept), PORTION):  # portions are places in the file, so a rerun asks in the same ones
-            if missing := {i for i in kept[start : start + PORTION] if i not in known}:
-                fresh = _ask(benchmark, asker.scorer, missing, progress.within(len(missing)))
-                journal.append(key, fresh)
-                known |= {r.item_id: r for r in fresh}
-                asker.counts["asked"] += len(fresh)
-                progress.done(len(missing))
+        for portion in _portions([i for i in kept if i not in known]):
+            fresh = _ask(benchmark, asker.scorer, set(portion), progress.within(len(portion)))
+            journal.append(key, fresh)
+            known |= {r.item_id: r for r in fresh}
+            asker.counts["asked"] += len(fresh)
+            progress.done(len(portion))
         if any(i not in cached for i in kept):
             cache.store(key, known)
         found[label] = [known[i] for i in kept]
     return found
+
+
+def _portions(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """``items`` in order, as many at a time as will take about PORTION_SECONDS, going by how long the caller took over the last ones."""
+    size, at = FIRST_PORTION, 0
+    while at < len(items):
+        began = time.monotonic()
+        yield items[at : at + size]
+        at += size
+        faster = PORTION_SECONDS / max(time.monotonic() - began, 1e-3)
+        size = max(1, min(int(size * min(faster, 4.0)), LARGEST_PORTION))
 
 
 def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.Questions, scores: Sequence[averages.Score]) -> dict[str, Any]:

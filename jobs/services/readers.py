@@ -1,7 +1,7 @@
-"""Readers of landing files: JSONL, Parquet and text, plain or compressed, as records or as reasons why there is none.
+"""Readers of landing files: JSONL, Parquet, WARC and text, plain or compressed, as records or as reasons why there is none.
 
-Change here: formats, what counts as readable. Not here: ids and tables (jobs/stages/ingest.py). Content never raises and memory
-stays bounded by ``max_bytes`` whatever a file holds: what cannot be read becomes a Record with an ``error``. Only a file that
+Change here: formats, what counts as readable. Not here: pages of archives (warc.py), ids and tables (jobs/stages/ingest.py).
+Content never raises and memory stays bounded by ``max_bytes`` whatever a file holds: what cannot be read becomes a Record with an ``error``. Only a file that
 cannot be opened at all (an OSError) raises.
 """
 
@@ -17,9 +17,10 @@ RAW_BYTES = 1024  # of an unreadable record, for a person to look at
 _SNIFF_BYTES = 8192
 _TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
+_ARCHIVE_SUFFIXES = (".warc", ".wet")
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-READABLE = ", ".join((*(f"{s}(.gz|.zst)" for s in (*_JSON_SUFFIXES, *_TEXT_SUFFIXES)), *_PARQUET_SUFFIXES))
+READABLE = ", ".join((*(f"{s}(.gz|.zst)" for s in (*_JSON_SUFFIXES, *_ARCHIVE_SUFFIXES, *_TEXT_SUFFIXES)), *_PARQUET_SUFFIXES))
 
 
 class Record(NamedTuple):
@@ -49,6 +50,8 @@ def read(path: str, relative: str, *, text_column: str, max_bytes: int) -> Itera
         found = _parquet(path, relative, text_column, max_bytes)
     elif stem.endswith(_JSON_SUFFIXES):
         found = _jsonl(path, relative, compression, text_column, max_bytes)
+    elif stem.endswith(_ARCHIVE_SUFFIXES):
+        found = _warc(path, relative, compression, max_bytes)
     elif stem.endswith(_TEXT_SUFFIXES):
         found = _text(path, relative, compression, max_bytes)
     else:
@@ -124,15 +127,32 @@ def _json_record(line: Line, relative: str, text_column: str, max_bytes: int) ->
     if line.data is None:
         return _bad(line.offset, f"line of {line.length} bytes is above max_document_bytes ({max_bytes})", line.head)
     try:
-        row = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"))
+        row = json.loads(line.data.decode("utf-8-sig" if line.number == 1 else "utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return _bad(line.offset, f"invalid UTF-8 at byte {error.start} of the line: {error.reason}", line.data)
     except (ValueError, RecursionError) as error:
         return _bad(line.offset, f"invalid JSON: {str(error) or type(error).__name__}", line.data)
+    if isinstance(row, _Object) and (twice := row.twice & {text_column, "uri", "url", "licence", "license"}):
+        return _bad(line.offset, f"field {sorted(twice)[0]!r} is there twice", line.data)
     if not isinstance(row, dict):
         return _bad(line.offset, f"a JSON object was expected, found {type(row).__name__}", line.data)
     record = _document(line.offset, f"{relative}#{line.number}", row.get, text_column, max_bytes)
     return record._replace(raw=line.head) if record.error else record
+
+
+class _Object(dict[str, Any]):
+    """A JSON object in which keys are there ``twice``: parsers differ in which one counts."""
+
+    twice: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    found, seen = _Object(row), set()
+    found.twice = frozenset(key for key, _ in pairs if key in seen or seen.add(key))
+    return found
 
 
 def _text(path: str, relative: str, compression: str | None, max_bytes: int) -> Iterator[Record]:
@@ -160,6 +180,17 @@ def _text(path: str, relative: str, compression: str | None, max_bytes: int) -> 
     yield _document(0, f"{relative}#1", row.get, "text", max_bytes)
 
 
+def _warc(path: str, relative: str, compression: str | None, max_bytes: int) -> Iterator[Record]:
+    from jobs.services import warc
+
+    for page in warc.pages(chunks(path, compression), max_bytes):
+        if page.error is not None:
+            yield _bad(page.offset, page.error, page.raw)
+            continue
+        row = {"text": page.text, "uri": page.uri}
+        yield _document(page.offset, f"{relative}#{page.offset}", row.get, "text", max_bytes)
+
+
 def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -176,11 +207,13 @@ def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iter
                 yield _bad(-1, problem, _head(path))
                 return
             wanted = [name for name in (text_column, "uri", "url", "licence", "license") if name in schema.names]
-            for batch in file.iter_batches(batch_size=64, columns=wanted):
+            for batch in file.iter_batches(batch_size=64, columns=wanted, use_threads=False):
                 columns = {name: _undecoded(batch.column(name)) for name in wanted}
                 for i in range(batch.num_rows):
                     yield _parquet_record(columns, i, row, f"{relative}#{row}", text_column, max_bytes)
                     row += 1
+            if row != file.metadata.num_rows:  # pages that are gone are no error to Arrow
+                raise ValueError(f"the file says it has {file.metadata.num_rows} rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield _bad(row if row else -1, f"broken Parquet from row {row} on: {reason.replace(path, relative)}", _head(path))

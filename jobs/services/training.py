@@ -22,6 +22,7 @@ from jobs.config import TrainConfig
 from jobs.contract import MoelineError
 from jobs.services.results import write_whole
 from models.config import ModelConfig
+from models.mixture import Mixture
 
 METRICS, RESULT, ERROR, LOCK = "metrics.jsonl", "result.json", "error.json", "writer.lock"
 LAST_STEPS = 20  # the training loss reported is the mean of so many last steps
@@ -57,7 +58,8 @@ class TrainingRun:
 
 def train_config(raw: Mapping[str, Any]) -> TrainConfig:
     """TrainConfig from its plain JSON form."""
-    return TrainConfig(**{**raw, "model": ModelConfig(**raw["model"])})
+    mixture = {"mixture": Mixture.from_json(raw["mixture"])} if "mixture" in raw else {}
+    return TrainConfig(**{**raw, "model": ModelConfig(**raw["model"]), **mixture})
 
 
 def result_of(folder: str | Path) -> dict[str, Any] | None:
@@ -186,7 +188,7 @@ def suite_accuracy(model: Any, file: str) -> dict[str, Any]:
 def _new_trainer(config: TrainConfig, data: str) -> Any:
     import torch
 
-    from jobs.services import training_data
+    from jobs.services import training_data, training_order
     from models.train_loop import LoopConfig, Trainer, new_model
 
     torch.manual_seed(config.seed)  # checkpoints hold the generator's state: it must not depend on what this process did before
@@ -195,7 +197,8 @@ def _new_trainer(config: TrainConfig, data: str) -> Any:
         steps=config.steps, batch_sequences=config.batch_sequences, learning_rate=config.learning_rate, warmup_fraction=config.warmup_fraction,
         decay_fraction=config.decay_fraction, weight_decay=config.weight_decay, grad_clip=config.grad_clip, seed=config.seed, precision=config.precision,
     )  # fmt: skip
-    return Trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"), loop, training_data.read(data, "train"))
+    order = training_order.order_of(config, training_data.load(data))
+    return Trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"), loop, training_data.read(data, "train"), order)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

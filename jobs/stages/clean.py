@@ -61,7 +61,10 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     kept = judged.where(f.size("broken") == 0).select("doc_id", "source", "uri", "licence", "text", "n_bytes", "scores")
     broken = judged.where(f.size("broken") > 0).select("doc_id", "source", f.explode("broken").alias("b"))
     rejections = broken.select("doc_id", "source", f.lit("clean").alias("stage"), "b.rule", "b.value", "b.threshold", "b.detail")
-    return StageOutput({"clean_documents": kept, "rejections": rejections}, {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)})
+    metrics = {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)}
+    dead = metrics["rules_without_rejection"]
+    noticed = {("rejections", "EveryRuleRejectsSomething"): {"rules_without_rejection": dead, "documents": metrics["documents"]}} if dead else {}
+    return StageOutput({"clean_documents": kept, "rejections": rejections}, metrics, noticed)
 
 
 def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:
@@ -149,6 +152,7 @@ class Judge:
         self._rules = rules_by_source(config)
         self._sets = dict(config.rules)
         self._redact = kinds(config.redact)
+        self._identify = rules.language.Identifier()
         self._licences = LicenceList(config.allowed_licences, config.allow_unknown_licence)
 
     def __call__(self, source: str, licence: str | None, text: str) -> tuple[str | None, int, str, list[dict[str, Any]]]:
@@ -156,12 +160,14 @@ class Judge:
         key = source if source in self._rules else "*"
         names = self._sets[key]
         text, redacted = redact(normalise(text, is_code="code" in names), self._redact)
-        features = rules.features(names, text)
+        features = rules.features(names, text, self._identify)
         broken: list[dict[str, Any]] = []
         refused = self._licences.refuse(licence)
         if refused:
             broken.append({"rule": refused, "value": None, "threshold": None, "detail": licence})
-        scores: dict[str, float] = {f"pii.{kind}": n for kind, n in redacted.items()}
+        scores: dict[str, float | str] = {f"pii.{kind}": n for kind, n in redacted.items()}
+        if any(map(rules.language.is_language_set, names)):
+            scores["language"] = rules.language.language(features)
         for rule in self._rules[key]:
             value = float(rule.measure(features))
             scores[rule.name] = round(value, 6)

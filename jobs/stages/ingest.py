@@ -18,7 +18,7 @@ from jobs.services.readers import RAW_BYTES, Record, read
 ENGINE = "spark"
 READS: dict[str, str] = {}
 WRITES = ("documents", "quarantine")
-REVISION = 1
+REVISION = 2
 
 _BATCH_BYTES = 4 << 20
 _MAX_TASKS = 256

@@ -4,7 +4,8 @@ Change here: tokenising, packing. Not here: lengths and vocabulary (PackConfig i
 
 Documents of a split are dealt into buckets by a hash of their id, ordered inside a bucket by that hash, each followed by
 ``<|endoftext|>``, and the stream of a bucket is cut every ``seq_len`` tokens; only a bucket's last sequence is padded. The number of
-buckets follows from the bytes of the split, so the rows are the same whatever the number of partitions or machines.
+buckets follows from the bytes of the split, so the rows are the same whatever the number of partitions or machines. Where sources are
+kept apart, each has buckets of its own.
 """
 
 from __future__ import annotations
@@ -171,13 +172,11 @@ def _pack(documents: DataFrame, sizes: Mapping[tuple[str, str], int], content: b
     """One pass: every bucket is tokenised and cut by one task, in the order of the hash."""
     from pyspark.sql import functions as f
 
-    bucket_bytes = max(_BUCKET_BYTES, _BUCKET_SEQUENCES * config.seq_len * _BYTES_PER_TOKEN)
-    buckets = {split: -(-sum(size for (s, _), size in sizes.items() if s == split) // bucket_bytes) or 1 for split in SPLITS}
-    place = f.when(f.col("split") == SPLITS[0], 0).otherwise(1)
-    count = f.when(f.col("split") == SPLITS[0], buckets[SPLITS[0]]).otherwise(buckets[SPLITS[1]])
     order = f.xxhash64("doc_id")
+    first, count = _buckets(sizes, config)
+    place = f.when(f.col("split") == SPLITS[0], 0).otherwise(1)
     dealt = documents.select(
-        place.alias("split_place"), f.pmod(order, count).cast("int").alias("bucket"), order.alias("order"), "doc_id", "source", "text"
+        place.alias("split_place"), (first + f.pmod(order, count)).cast("int").alias("bucket"), order.alias("order"), "doc_id", "source", "text"
     )  # fmt: skip
     seq_len, name = config.seq_len, tokenizer_id(content)
 
@@ -188,6 +187,25 @@ def _pack(documents: DataFrame, sizes: Mapping[tuple[str, str], int], content: b
     # By range, not by hash: a hash would put several of the few buckets on one task and leave others idle.
     spread = dealt.repartitionByRange(partitions, "split_place", "bucket").sortWithinPartitions("split_place", "bucket", "order", "doc_id")
     return spread.mapInArrow(pack, _SCHEMA)
+
+
+def _buckets(sizes: Mapping[tuple[str, str], int], config: PackConfig) -> tuple[Any, Any]:
+    """(first bucket, number of buckets) of a document's split, and of its source where sources are kept apart; as Spark expressions."""
+    from pyspark.sql import functions as f
+
+    bucket_bytes = max(_BUCKET_BYTES, _BUCKET_SEQUENCES * config.seq_len * _BYTES_PER_TOKEN)
+    total: dict[tuple[str, str], int] = {}
+    for (split, source), size in sorted(sizes.items()):
+        key = (split, source if config.separate_sources else "")
+        total[key] = total.get(key, 0) + size
+    first, count = f.lit(0), f.lit(1)
+    used = dict.fromkeys(SPLITS, 0)
+    for (split, source), size in total.items():
+        mine = (f.col("split") == split) & (f.col("source") == source if config.separate_sources else f.lit(True))
+        number = -(-size // bucket_bytes) or 1
+        first, count = f.when(mine, used[split]).otherwise(first), f.when(mine, number).otherwise(count)
+        used[split] += number
+    return first, count
 
 
 def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, seq_len: int) -> Iterator[pa.RecordBatch]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError, StageOutput, Tools, canonical
-from jobs.services import training_data
+from jobs.services import training_data, training_order
 from jobs.services.training import TrainingRun
 from models.unigram import predicted_tokens, unigram_loss
 
@@ -26,6 +26,7 @@ READS = {"sequences": "all"}
 WRITES = ("checkpoints",)
 REVISION = 1
 _LOG_SECONDS = 1.0  # metrics go to the tracker at most this often, besides the last step's
+_BY_SOURCE = {"tokens_by_source": "tokens", "epochs_by_source": "epochs"}
 _SCAN_ROWS = 8192  # sequences counted at a time
 
 
@@ -44,6 +45,10 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     name = f"checkpoints/{tools.run_key}"
     folder = Path(tools.artifact_dir(name))
     data = training_data.write(inputs["sequences"], Path(tools.scratch) / "sequences")
+    try:
+        order = training_order.order_of(config, data)
+    except ValueError as error:  # models know nothing of jobs' errors
+        raise MoelineError(f"This mixture cannot be trained on these sequences: {error}") from error
     unigram = _unigram(data, config)
     reporter = Reporter(config, tools)
     started = time.monotonic()
@@ -53,7 +58,9 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
         on_step=reporter.on_step,
     )  # fmt: skip
     result = launch.results[0]
-    metrics = _metrics(config, data, result, unigram) | {"launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
+    by_source = training_order.read_per_source(order, data, result["steps"])
+    metrics = _metrics(config, data, result, unigram) | {name: {s: read[key] for s, read in by_source.items()} for name, key in _BY_SOURCE.items()}
+    metrics |= {"launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
     run_id = reporter.finish(metrics)
     row = {
         "run_key": tools.run_key, "uri": f"{name}/{result['checkpoint']}", "sha256": result["sha256"], "step": result["steps"], "tokens": result["tokens"],

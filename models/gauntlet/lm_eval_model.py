@@ -63,7 +63,7 @@ class Answers:
     ``scorer`` gives a models.gauntlet.scoring.Scorer and is called when the first answer is needed. ``tokenizer`` is a transformers tokenizer.
     ``max_length``: tokens the model reads at most. ``ends``: tokens that end a generation beside the tokenizer's EOS. ``not_applied``: what the
     model's own settings would change about texts and is not done here. ``add_bos_token`` and ``prefix_token_id`` as in HFLM. With a ``memory``,
-    answers are stored in portions of ``portion`` requests and never asked twice.
+    answers are stored in portions of ``portion`` requests (of generations an eighth, they take longer) and never asked twice.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Answers:
         distinct = dict(zip(ids, requests, strict=True))
         found = dict(self.memory.known(kind, distinct)) if self.memory else {}
         missing = [i for i in distinct if i not in found]
-        size = self.portion if self.memory else max(1, len(missing))
+        size = max(1, self.portion // (8 if kind == "generate_until" else 1)) if self.memory else max(1, len(missing))
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
             answers = dict(zip(part, ask([distinct[i] for i in part]), strict=True))

@@ -97,6 +97,15 @@ def test_on_real_files_nothing_disappears_and_the_result_does_not_depend_on_part
     assert metrics_again == metrics
 
 
+def test_rules_that_reject_nothing_all_day_are_noticed(spark, tools):
+    config = CleanConfig(rules=(("*", ("gopher_quality",)),))
+    output = clean.run(config, {"documents": documents(spark, ("web", None, PROSE), ("web", None, "too short"))}, tools)
+    noticed = output.noticed["rejections", "EveryRuleRejectsSomething"]
+    assert "gopher_quality.hashes_per_word" in noticed["rules_without_rejection"]
+    assert "gopher_quality.words" not in noticed["rules_without_rejection"]
+    assert noticed["documents"] == 2
+
+
 def test_personal_data_leave_only_placeholders_and_counts(spark, tools):
     code = f"# Ann <ann@some-firm.com>, bob@some-firm.com, 81.47.200.13\n{CODE}"
     frame = documents(spark, ("python-code", "MIT", code), ("python-code", "MIT", "x@y.com"))

@@ -6,6 +6,7 @@ import hashlib
 import random
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,3 +156,18 @@ def test_a_first_day_without_training_text_says_what_to_do(tools: Any) -> None:
 def test_held_out_text_does_not_shape_the_tokenizer(tools: Any, day: Any) -> None:
     without = {doc_id: row for doc_id, row in corpus().items() if row[0] == "train"}
     assert packed(tools, without).metrics["tokenizer_id"] == day.metrics["tokenizer_id"]
+
+
+def test_sources_kept_apart_give_sequences_of_one_source_with_the_same_documents(tools: Any, day: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_BUCKET_BYTES", 4_000)
+    monkeypatch.setattr(pack, "_BUCKET_SEQUENCES", 1)
+    apart = replace(CONFIG, separate_sources=True)
+    one, four = packed(tools, corpus(), apart, partitions=1), packed(tools, corpus(), apart, partitions=4)
+    assert one.rows == four.rows
+    assert all(len(set(row["sources"])) == 1 for row in one.rows)
+    assert len({row["sequence_id"] for row in one.rows}) == len(one.rows)
+    buckets: dict[int, set[str]] = {}
+    for row in one.rows:
+        buckets.setdefault(row["sequence_id"] >> 32, set()).update(row["sources"])
+    assert len(buckets) > 8 and all(len(sources) == 1 for sources in buckets.values())
+    assert one.metrics["tokens_by_source"] == day.metrics["tokens_by_source"]

@@ -13,6 +13,7 @@ from jobs.contract import MoelineError
 from jobs.services import training
 from jobs.stages import train
 from models import checkpoint
+from models.mixture import Mixture, Phase
 
 
 class Recorder:
@@ -60,6 +61,8 @@ def test_the_model_beats_the_unigram_model(trained):
     assert metrics["unigram_loss"] == pytest.approx(4.13, abs=0.1)  # about ln 62: tokens are nearly uniform
     assert metrics["held_out_loss"] < metrics["unigram_loss"] - 1.0
     assert metrics["epochs"] == pytest.approx(8.0)
+    assert metrics["tokens_by_source"] == {"python-code": metrics["tokens"]}
+    assert metrics["epochs_by_source"] == {"python-code": 8.0}
     assert metrics["flops"] > 0 < metrics["tokens_per_second"]
     assert 0 < metrics["launch_seconds"] < metrics["wall_seconds"]
 
@@ -93,5 +96,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_launched(tmp_path)
     tools = parts.TrainingTools(tmp_path)
     with pytest.raises(MoelineError, match="8 data-parallel workers"):
         train.run(parts.small_train(workers=8), {"sequences": None}, tools)
+    with pytest.raises(MoelineError, match=r"cannot be trained on these sequences: The mixture names the sources web; the corpus has python-code"):
+        mixture = Mixture(phases=(Phase(weights=(("web", 1.0),)),))
+        train.run(parts.small_train(mixture=mixture), {"sequences": parts.sequences(tmp_path / "one-source")}, parts.TrainingTools(tmp_path))
     with pytest.raises(MoelineError, match="vocabulary of 64"):
         train.run(parts.small_train(), {"sequences": parts.sequences(tmp_path / "table", vocab=100)}, tools)

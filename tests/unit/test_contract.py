@@ -1,8 +1,11 @@
+from dataclasses import fields, replace
+
 import pytest
 
 from jobs import recipes
-from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out, parse_day, run_key
+from jobs.contract import MoelineError, StageResult, TableVersion, canonical, is_held_out, parse_day, run_key
 from jobs.recipes import load, tiny
+from models.mixture import Mixture, Phase
 
 
 def test_table_version_reads_what_it_writes():
@@ -74,3 +77,19 @@ def test_gauntlet_data_is_identity(tmp_path):
     assert recipes.load("tiny", gauntlet_data=str(tmp_path)).suite != before != tiny().suite
     with pytest.raises(MoelineError, match="not a folder"):
         recipes.load("tiny", gauntlet_data=str(tmp_path / "missing"))
+
+
+def test_a_field_that_came_later_changes_no_identity_until_it_is_used():
+    recipe = tiny()
+    mixture = Mixture(phases=(Phase(weights=(("python-code", 1.0),)),))
+    assert set(canonical(recipe.train)) == {f.name for f in fields(recipe.train)} - {"mixture"}
+    apart = replace(recipe, pack=replace(recipe.pack, separate_sources=True))
+    mixed = replace(apart, train=replace(recipe.train, mixture=mixture))
+    assert canonical(mixed.train)["mixture"] == {"phases": [{"weights": [["python-code", 1.0]], "share": 1.0}], "max_epochs": []}
+    assert apart.config_hash("pack") != recipe.config_hash("pack")
+    assert mixed.config_hash("train") != apart.config_hash("train") == recipe.config_hash("train")
+
+
+def test_a_mixture_without_separate_sources_is_refused_by_the_recipe():
+    with pytest.raises(MoelineError, match="Set separate_sources=True in its PackConfig"):
+        replace(tiny(), train=replace(tiny().train, mixture=Mixture(phases=(Phase(weights=(("python-code", 1.0),)),))))

@@ -171,7 +171,8 @@ def test_a_change_of_anything_an_answer_depends_on_meets_no_old_answer(what, lla
 
 def command_line(llama, data, out, home, *more):
     arguments = ["evaluate", "--model", llama, "--suite", "small", "--data", data, "--out", out, "--no-cache", "--json", "--home", home, *more]
-    code = "import sys; from jobs.evaluating import command; command.PORTION = 2; from jobs.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from jobs.evaluating import command; command.FIRST_PORTION = command.LARGEST_PORTION = 2; "
+    code += "from jobs.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
@@ -199,6 +200,17 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_as_one_that_was_not_killed(l
     assert outputs["whole"]["run"]["asked"] == 50
     assert unchanging(outputs["killed"]) == unchanging(outputs["whole"])
     assert (tmp_path / "killed" / writing.RESPONSES).read_bytes() == (tmp_path / "whole" / writing.RESPONSES).read_bytes()
+
+
+def test_portions_hold_what_takes_some_seconds(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    sizes = []
+    for portion in command._portions([str(n) for n in range(20_000)]):
+        sizes.append(len(portion))
+        now[0] += len(portion) * (0.001 if len(sizes) < 6 else 0.5)  # then the model becomes slow
+    assert sizes[:8] == [16, 64, 256, 1024, 4096, 4096, 10, 10]
+    assert sum(sizes) == 20_000 and list(command._portions([])) == []
 
 
 def test_two_runs_do_not_write_into_one_folder(llama, data, tmp_path):

@@ -67,7 +67,7 @@ def test_mixtures_of_experts_need_and_use_the_active_size(tmp_path):
         forecast_command.fit(file, "64B,1T")
     found = forecast_command.fit(file, "64B,1T", "4B", bootstraps=20)
     assert found["loss"]["details"]["chosen"][0] == "moe"
-    assert found["loss"]["predicted"] == pytest.approx(family.predict(4e9, 1e12, 64e9), rel=0.01)
+    assert found["loss"]["predicted"] == pytest.approx(family.predict(4e9, 1e12, 64e9), rel=0.02)
     with pytest.raises(MoelineError, match=r"at most the target's 6\.4e"):
         forecast_command.fit(file, "64B,1T", "65B")
     with pytest.raises(MoelineError, match="no column active_params"):

@@ -15,6 +15,7 @@ from models.gauntlet import tasks
 from models.gauntlet.prefix_tree import Edge, positions_of, prefix_tree
 from models.gauntlet.scoring import score
 from models.gauntlet.tasks import Benchmark
+from models.kv_cache import attend_by_position
 
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 TOKENS = st.integers(2, 9)  # few different ones, so that beginnings coincide
@@ -61,6 +62,7 @@ def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
             logprobs = logits.log_softmax(-1)[range(len(continuation)), list(continuation)]
             got = found[context, continuation]
             assert got.n_tokens == len(continuation) and got.sum_logprob == pytest.approx(logprobs.sum().item(), abs=2e-4)
+            assert got.least_logprob == pytest.approx(logits.log_softmax(-1).amax(-1).min().item(), abs=2e-4)
             margin = logits.topk(2).values
             sure = margin[:, 0] - margin[:, 1] > 1e-3
             assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits.argmax(-1)[sure].tolist()
@@ -107,6 +109,29 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(threads)
         found.append(scorer().continuation_scores(pairs))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+def test_a_querys_attention_depends_on_no_other_query_row_or_later_key(head_dim):
+    """The kernel alone, in the sizes of real models: cut into passes of 1 to 40 queries, beside other rows, with later keys of any value."""
+    torch.manual_seed(head_dim)
+    q, k, v = torch.randn(3, 4, 120, head_dim), torch.randn(3, 2, 768, head_dim), torch.randn(3, 2, 768, head_dim)
+    positions = torch.stack([torch.arange(120) + start for start in (0, 200, 600)])
+    expected = attend_by_position(q, k, v, positions)
+    for size in (1, 2, 3, 7, 8, 40):
+        parts = [attend_by_position(q[:, :, at : at + size], k, v, positions[:, at : at + size]) for at in range(0, 120, size)]
+        assert torch.equal(torch.cat(parts, dim=2), expected), size
+    for row in range(3):
+        for at in (0, 5, 119):
+            one = slice(row, row + 1), slice(None), slice(at, at + 1)
+            assert torch.equal(attend_by_position(q[one], k[row : row + 1], v[row : row + 1], positions[row : row + 1, at : at + 1]), expected[one])
+    later = (torch.arange(768) > positions[:, -1:])[:, None, :, None]
+    changed = [torch.where(later, 1e3, t) for t in (k, v)]
+    assert torch.equal(attend_by_position(q, *changed, positions), expected)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=torch.arange(768) <= positions[:, None, :, None]
+    )
+    assert torch.allclose(expected, plain, atol=1e-5)
 
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=80).map(tuple), min_size=1, max_size=30, unique=True).map(sorted)

@@ -151,7 +151,7 @@ def test_sentence_ends_of_other_scripts_are_known():
 
 
 def test_unknown_rule_sets_are_refused_with_the_known_ones():
-    with pytest.raises(MoelineError, match=r"'gopher'.*Known rule sets: c4, c4_fineweb, code, fineweb, gopher_quality, gopher_repetition"):
+    with pytest.raises(MoelineError, match=r"'gopher'.*Known rule sets: c4, c4_fineweb, code, english, fineweb, gopher_quality, gopher_repetition"):
         rules.select(("fineweb", "gopher"))
     with pytest.raises(MoelineError, match="twice"):
         rules.select(("fineweb", "fineweb"))

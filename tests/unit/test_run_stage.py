@@ -98,6 +98,23 @@ def test_refused_rows_are_kept_aside_priced_and_not_published(env, stage):
     assert outcomes(env) == ["failed"]
 
 
+def test_what_a_stage_noticed_is_a_stored_warning_and_refuses_nothing(env, stage):
+    module = stage(fake_train())
+    execute = module.run
+
+    def notice(config, inputs, tools):
+        output = execute(config, inputs, tools)
+        output.noticed["checkpoints", "EveryRuleRejectsSomething"] = {"rules_without_rejection": ["a.b"]}
+        return output
+
+    module.run = notice
+    result = run.run_stage(env, "train", RECIPE)
+    sentence = 'checkpoints: EveryRuleRejectsSomething: observed {"rules_without_rejection": ["a.b"]}'
+    assert (result.metrics["check_warnings"], result.metrics["checks_failed"]) == ([sentence], 0)
+    stored = [row for row in delta.rows(env, "checks") if row["rule"] == "EveryRuleRejectsSomething"]
+    assert [(row["severity"], row["passed"], row["stage"]) for row in stored] == [("warning", False, "train")]
+
+
 def test_a_stage_that_breaks_is_priced_and_leaves_nothing(env, stage):
     def boom():
         raise RuntimeError("boom\nsecond line")

@@ -51,12 +51,10 @@ def test_the_ladders_table_is_reproduced_to_four_digits(proxies):
 @pytest.mark.parametrize("name", sorted(ladder.TARGETS))
 def test_our_forecast_is_closer_than_the_ladders_and_its_intervals_cover(proxies, name):
     target, reached = ladder.target(name)
-    found = scaling_selection.forecast_tasks(ladder.points(proxies), ladder.tasks(proxies), target, bootstraps=200)
+    found = scaling_selection.forecast_tasks(ladder.points(proxies), ladder.tasks(proxies), target, bootstraps=100)
     errors = {task: 100 * (f.predicted - reached[task]) for task, f in found.items()}
     naive = [100 * abs(f.naive - reached[task]) for task, f in found.items()]
     covered = [f.low <= reached[task] <= f.high for task, f in found.items()]
-    print(name, {task: round(e, 2) for task, e in errors.items()}, f"mean {np.mean(np.abs(list(errors.values()))):.2f}, naive {np.mean(naive):.2f}", covered)
-    print({task: (round(f.low, 3), round(f.high, 3)) for task, f in found.items()})
     assert np.mean(np.abs(list(errors.values()))) <= 3.0
     assert np.mean(np.abs(list(errors.values()))) < np.mean(naive) / 3
     assert all(covered)
@@ -64,12 +62,12 @@ def test_our_forecast_is_closer_than_the_ladders_and_its_intervals_cover(proxies
 
 
 def test_intervals_cover_the_3b_runs_from_what_was_known_before_them():
-    """At 1, 2, 5 and 10 times Chinchilla, from all sizes below and from the three smallest: 64 outcomes."""
+    """At 1 and 10 times Chinchilla, from all sizes below and from the three smallest: 32 outcomes."""
     inside = []
     for sizes in (SIZES, SIZES[:3]):
         proxies = ladder.proxies(*sizes)
-        for times in (1, 2, 5, 10):
+        for times in (1, 10):
             target, reached = ladder.target(f"3B-{times}xC")
-            found = scaling_selection.forecast_tasks(ladder.points(proxies), ladder.tasks(proxies), target, bootstraps=50)
+            found = scaling_selection.forecast_tasks(ladder.points(proxies), ladder.tasks(proxies), target, bootstraps=30)
             inside += [f.low <= reached[task] <= f.high for task, f in found.items()]
     assert np.mean(inside) >= 0.9

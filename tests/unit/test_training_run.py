@@ -12,8 +12,9 @@ import pytest
 import training_parts as parts
 
 from jobs.contract import MoelineError
-from jobs.services import ray, training, training_data
+from jobs.services import ray, training, training_data, training_order
 from jobs.services.training import TrainingRun
+from models.mixture import Mixture, Phase
 from models.unigram import predicted_tokens, unigram_loss
 
 
@@ -38,6 +39,77 @@ def test_sequences_are_written_in_one_order_whatever_the_order_of_rows(data, tmp
     assert all(row[0] == 0 and len(row) == 2 for row in boundaries)
     few = training_data.read_arrays(data.folder, "held_out", spread=5)
     assert np.array_equal(few[0], training_data.read_arrays(data.folder, "held_out")[0][[0, 5, 10, 14, 19]])
+
+
+MIXED, APART = (("code", "code"), ("code", "docs")), (("code", "code"), ("docs", "docs"), ("web", "web"))
+HALF_EACH = Mixture(phases=(Phase(weights=(("code", 1.0), ("docs", 1.0))),), max_epochs=(("docs", 3.0),))
+
+
+def test_pieces_and_keys_say_where_every_token_comes_from(tmp_path):
+    table = parts.sequences(tmp_path, sources=MIXED)
+    found = training_data.write(table, tmp_path / "files")
+    rows = sorted(table.to_table().to_pylist(), key=lambda row: (row["interval"], row["sequence_id"]))
+    assert (found.sources, found.intervals) == (("code", "docs"), ("2026-11-01", "2026-11-02"))
+    for split in ("train", "held_out"):
+        mine = [row for row in rows if row["split"] == split]
+        expected = [
+            (number, source, end - start)
+            for number, row in enumerate(mine)
+            for source, start, end in zip(row["sources"], row["boundaries"], [*row["boundaries"][1:], row["n_tokens"]], strict=True)
+        ]
+        pieces = training_data.pieces(found.folder, split)
+        assert [(s, found.sources[n], t) for s, n, t in zip(pieces.sequence, pieces.source, pieces.tokens, strict=True)] == expected
+        keys = training_data.keys(found.folder, split)
+        assert [(found.intervals[day], number) for day, number in keys] == [(row["interval"], row["sequence_id"]) for row in mine]
+
+
+def test_tokens_read_per_source_are_those_of_the_batches(tmp_path):
+    for name, sources, mixture in (("plain", MIXED, Mixture()), ("mixture", APART, HALF_EACH)):
+        table = parts.sequences(tmp_path / name, sources=sources)
+        found = training_data.write(table, tmp_path / name / "files")
+        order = training_order.order_of(parts.small_train(mixture=mixture), found)
+        rows = sorted((row for row in table.to_table().to_pylist() if row["split"] == "train"), key=lambda row: (row["interval"], row["sequence_id"]))
+        read = dict.fromkeys(found.sources, 0)
+        for step in range(40):
+            for index in order.batch(step):
+                ends = [*rows[index]["boundaries"][1:], rows[index]["n_tokens"]]
+                for source, start, end in zip(rows[index]["sources"], rows[index]["boundaries"], ends, strict=True):
+                    read[source] += end - start
+        counted = training_order.read_per_source(order, found, 40)
+        assert {source: count["tokens"] for source, count in counted.items()} == read
+        assert sum(read.values()) == 40 * 8 * parts.SEQ_LEN
+        if mixture:
+            assert read["code"] == read["docs"] and counted["docs"]["epochs"] == 1.6 and read["web"] == 0
+
+
+def test_a_mixture_on_mixed_sequences_says_what_to_set(tmp_path):
+    found = training_data.write(parts.sequences(tmp_path, sources=MIXED), tmp_path / "files")
+    with pytest.raises(ValueError, match=r"150 of 300 hold several. Set separate_sources=True in the recipe's PackConfig"):
+        training_order.order_of(parts.small_train(mixture=HALF_EACH), found)
+
+
+def test_a_run_on_a_mixture_cut_in_the_middle_ends_as_if_undisturbed(tmp_path, monkeypatch):
+    from models.train_loop import Trainer
+
+    found = training_data.write(parts.sequences(tmp_path, sources=APART), tmp_path / "files")
+    whole, cut = (TrainingRun.from_json(run_of(found, tmp_path / name, mixture=HALF_EACH).to_json()) for name in ("whole", "cut"))
+    assert whole.config.mixture == HALF_EACH
+    training.train_all([whole], threads=1)
+    step = Trainer.step
+
+    def interrupted(trainer):
+        if trainer.step_number == 25:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_all([cut], threads=1)
+    monkeypatch.undo()
+    training.train_all([cut], threads=1)
+    expected, resumed = training.result_of(whole.folder), training.result_of(cut.folder)
+    assert resumed["resumed_from_step"] == 20
+    assert resumed["sha256"] == expected["sha256"]
 
 
 def test_a_split_without_sequences_is_named(tmp_path):

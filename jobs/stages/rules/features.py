@@ -24,8 +24,9 @@ class Features:
     Not functools.cached_property: rules are shipped to Spark workers by value, and its lock (Python 3.11) cannot travel.
     """
 
-    def __init__(self, text: str, edits: Mapping[str, float] | None = None):
+    def __init__(self, text: str, edits: Mapping[str, float] | None = None, identify: Callable[[str], dict[str, float]] | None = None):
         self.text = text
+        self._identify = identify
         self.edits = edits or {}  # what the edits of rule sets counted, by "<set>.<count>"
         self._made: dict[str, Any] = {}
 
@@ -70,6 +71,11 @@ class Features:
     @property
     def n_plain_words(self) -> int:
         return self.once("n_plain_words", lambda: sum(self.plain_word_counts.values()))
+
+    @property
+    def languages(self) -> dict[str, float]:
+        """Probability by language, most likely first."""
+        return self.once("languages", lambda: self._identify(self.text))
 
     @property
     def n_words_with_letter(self) -> int:
