@@ -80,14 +80,20 @@ class DecontaminateConfig:
 class PackConfig:
     """Byte-level BPE, trained once per ``tokenizer`` name, and fixed-length sequences with document boundaries.
 
-    ``separate_sources``: a sequence holds documents of one source only, which a mixture needs.
+    ``packing``: ``concatenate`` cuts a stream of documents every ``seq_len`` tokens; ``best_fit`` cuts only documents longer than that, and
+    pads. ``separate_sources``: a sequence holds documents of one source only, which a mixture needs.
     """
 
     tokenizer: str = "bpe-4096-v1"
     vocab_size: int = 4096
     tokenizer_bytes: int = 8_000_000  # text the tokenizer is trained on
     seq_len: int = 256
+    packing: str = field(default="concatenate", metadata=ADDED)
     separate_sources: bool = field(default=False, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        if self.packing not in ("concatenate", "best_fit"):
+            raise MoelineError(f"packing must be 'concatenate' or 'best_fit', not {self.packing!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Change here: tokenising, packing. Not here: lengths and vocabulary (PackConfig i
 Documents of a split are dealt into buckets by a hash of their id, ordered inside a bucket by that hash, each followed by
 ``<|endoftext|>``, and the stream of a bucket is cut every ``seq_len`` tokens; only a bucket's last sequence is padded. The number of
 buckets follows from the bytes of the split, so the rows are the same whatever the number of partitions or machines. Where sources are
-kept apart, each has buckets of its own.
+kept apart, each has buckets of its own. Best-fit packing places the documents of a bucket together (jobs/best_fit.py), so a task holds a bucket's tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.best_fit import best_fit
 from jobs.config import PackConfig
 from jobs.contract import MoelineError, StageOutput, Tools
 
@@ -97,7 +98,11 @@ class Packer:
 
     def add(self, doc_id: str, source: str, tokens: np.ndarray) -> Iterator[dict[str, Any]]:
         """Append a document (its token ids without ``<|endoftext|>``); yields every sequence that is full."""
-        rest = np.append(tokens, END_OF_TEXT_ID)
+        yield from self.append(doc_id, source, np.append(tokens, END_OF_TEXT_ID))
+
+    def append(self, doc_id: str, source: str, tokens: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Append a piece of a document as it is."""
+        rest = tokens
         while len(rest):
             piece = rest[: self.seq_len - self._filled]
             self._boundaries.append(self._filled)
@@ -116,6 +121,35 @@ class Packer:
                 "tokens": self._tokens, "boundaries": self._boundaries, "doc_ids": self._doc_ids, "sources": self._sources, "n_tokens": self._filled,
             }  # fmt: skip
         self._clear()
+
+
+class BestFitPacker:
+    """Cuts documents longer than ``seq_len`` into whole sequences and a rest; rests and shorter documents share sequences by best fit."""
+
+    def __init__(self, seq_len: int) -> None:
+        self.seq_len = seq_len
+        self._rests: list[tuple[str, str, np.ndarray]] = []
+
+    def add(self, doc_id: str, source: str, tokens: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Take a document (its token ids without ``<|endoftext|>``); yields its whole sequences."""
+        whole = Packer(self.seq_len)
+        tokens = np.append(tokens, END_OF_TEXT_ID).astype(np.int32)
+        cut = len(tokens) // self.seq_len * self.seq_len
+        for start in range(0, cut, self.seq_len):
+            yield from whole.append(doc_id, source, tokens[start : start + self.seq_len])
+        if cut < len(tokens):
+            self._rests.append((doc_id, source, tokens[cut:]))
+
+    def flush(self) -> Iterator[dict[str, Any]]:
+        """The sequences of all rests, padded; nothing when there is none."""
+        rests, self._rests, packer = self._rests, [], Packer(self.seq_len)
+        for places in best_fit(np.array([len(tokens) for _, _, tokens in rests], np.int64), self.seq_len):
+            for place in places:
+                yield from packer.append(*rests[place])
+            yield from packer.flush()
+
+
+PACKERS = {"concatenate": Packer, "best_fit": BestFitPacker}
 
 
 def run(config: PackConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
@@ -178,10 +212,10 @@ def _pack(documents: DataFrame, sizes: Mapping[tuple[str, str], int], content: b
     dealt = documents.select(
         place.alias("split_place"), (first + f.pmod(order, count)).cast("int").alias("bucket"), order.alias("order"), "doc_id", "source", "text"
     )  # fmt: skip
-    seq_len, name = config.seq_len, tokenizer_id(content)
+    name = tokenizer_id(content)
 
     def pack(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield from _packed(batches, content, name, seq_len)
+        yield from _packed(batches, content, name, config)
 
     partitions = int(tools.spark.conf.get("spark.sql.shuffle.partitions"))
     # By range, not by hash: a hash would put several of the few buckets on one task and leave others idle.
@@ -208,12 +242,12 @@ def _buckets(sizes: Mapping[tuple[str, str], int], config: PackConfig) -> tuple[
     return first, count
 
 
-def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, seq_len: int) -> Iterator[pa.RecordBatch]:
+def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, config: PackConfig) -> Iterator[pa.RecordBatch]:
     """Sequences of a partition whose rows are sorted by bucket; buckets are whole."""
     import os
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # Spark already runs one task per core
-    tokenizer, packer = load_tokenizer(content), Packer(seq_len)
+    tokenizer, packer = load_tokenizer(content), PACKERS[config.packing](config.seq_len)
     bucket: tuple[int, int] | None = None
     number = 0
     ready: list[dict[str, Any]] = []
@@ -232,7 +266,7 @@ def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, seq_le
                 label(packer.flush())
                 bucket, number = (split, place), 0
             label(packer.add(doc_id, source, tokens))
-            if len(ready) * seq_len >= 1 << 20:
+            if len(ready) * config.seq_len >= 1 << 20:
                 yield _rows(ready)
                 ready.clear()
     label(packer.flush())
@@ -263,12 +297,20 @@ def _rows(sequences: list[dict[str, Any]]) -> pa.RecordBatch:
 
 
 def _metrics(sequences: DataFrame, sizes: Mapping[tuple[str, str], int], config: PackConfig) -> dict[str, Any]:
-    """Tokens by split and source, padding and bytes per token; one query."""
+    """Tokens by split and source, what packing wasted and cut, and bytes per token."""
     from pyspark.sql import functions as f
 
     lengths = f.expr("transform(sources, (s, i) -> struct(s as source, coalesce(get(boundaries, i + 1), n_tokens) - boundaries[i] as tokens, i))")
     pieces = sequences.select("split", f.explode(lengths).alias("piece"))
-    rows = pieces.groupBy("split", "piece.source").agg(f.sum("piece.tokens").alias("tokens"), f.sum(f.when(f.col("piece.i") == 0, 1)).alias("n")).collect()
+    rows = (
+        pieces.groupBy("split", "piece.source")
+        .agg(f.sum("piece.tokens").alias("tokens"), f.sum(f.when(f.col("piece.i") == 0, 1)).alias("n"), f.count("*").alias("pieces"))
+        .collect()
+    )
+    # A document that is cut fills at least one sequence to its end without ending itself; no other sequence ends like that.
+    unfinished = sequences.where((f.col("n_tokens") == config.seq_len) & (f.element_at("tokens", -1) != END_OF_TEXT_ID))
+    cuts, cut = unfinished.select(f.element_at("doc_ids", -1).alias("doc_id")).agg(f.count("*"), f.countDistinct("doc_id")).first()
+    packed = sum(row["pieces"] for row in rows) - cuts
     tokens = {f"{row['split']}/{row['source']}": row["tokens"] for row in sorted(rows)}
     by_split = {split: sum(row["tokens"] for row in rows if row["split"] == split) for split in SPLITS}
     count = {split: sum(row["n"] or 0 for row in rows if row["split"] == split) for split in SPLITS}
@@ -276,5 +318,6 @@ def _metrics(sequences: DataFrame, sizes: Mapping[tuple[str, str], int], config:
     return {
         "tokens": by_split["train"], "held_out_tokens": by_split["held_out"], "tokens_by_source": tokens, "sequences": count["train"],
         "held_out_sequences": count["held_out"], "padding_share": 1 - total / (sum(count.values()) * config.seq_len) if total else 0.0,
+        "documents_packed": packed, "documents_cut": cut, "cuts": cuts, "cut_share": cut / packed if packed else 0.0,
         "bytes_per_token": sum(sizes.values()) / total if total else 0.0,
     }  # fmt: skip

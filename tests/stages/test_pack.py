@@ -171,3 +171,28 @@ def test_sources_kept_apart_give_sequences_of_one_source_with_the_same_documents
         buckets.setdefault(row["sequence_id"] >> 32, set()).update(row["sources"])
     assert len(buckets) > 8 and all(len(sources) == 1 for sources in buckets.values())
     assert one.metrics["tokens_by_source"] == day.metrics["tokens_by_source"]
+
+
+def test_best_fit_cuts_only_documents_that_do_not_fit_and_reports_what_it_wasted(tools: Any, day: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_BUCKET_BYTES", 40_000)
+    monkeypatch.setattr(pack, "_BUCKET_SEQUENCES", 1)
+    config = replace(CONFIG, packing="best_fit", separate_sources=True, seq_len=64)
+    one, four = packed(tools, corpus(), config, partitions=1), packed(tools, dict(reversed(corpus().items())), config, partitions=4)
+    assert one.rows == four.rows
+    assert len({row["sequence_id"] >> 32 for row in one.rows}) > 4
+    assert one.metrics["tokens_by_source"] == day.metrics["tokens_by_source"]
+    counts = [_cut(result.rows) for result in (one, day)]
+    assert [(r.metrics["documents_packed"], r.metrics["cuts"], r.metrics["documents_cut"]) for r in (one, day)] == counts
+    lengths: dict[str, list[int]] = {}
+    for _, _, doc_id, tokens in pieces(one.rows):
+        lengths.setdefault(doc_id, []).append(len(tokens))
+    assert all(len(parts) == -(-sum(parts) // 64) for parts in lengths.values())
+    assert one.metrics["padding_share"] == pytest.approx(1 - sum(row["n_tokens"] for row in one.rows) / (64 * len(one.rows)))
+
+
+def _cut(rows: list[dict[str, Any]]) -> tuple[int, int, int]:
+    """(documents, cuts, documents with a cut), counted from the pieces."""
+    number: dict[str, int] = {}
+    for _, _, doc_id, _ in pieces(rows):
+        number[doc_id] = number.get(doc_id, 0) + 1
+    return len(number), sum(number.values()) - len(number), sum(n > 1 for n in number.values())
