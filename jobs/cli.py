@@ -168,6 +168,15 @@ def _explain(arguments: argparse.Namespace, env: Any) -> Any:
     return found
 
 
+def _order(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import order
+
+    found = order.order(env, arguments.run, arguments.from_step, arguments.steps)
+    if not arguments.json:
+        print(order.render(found), end="")
+    return found
+
+
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
 
@@ -240,6 +249,10 @@ def _add_commands(commands: Any) -> None:
     story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
     story.add_argument("document", help="doc_id, its beginning, or a uri")
     story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")
+    reads = add("order", _order, "Which sequences a training reads, from any step: the order written before it started.")
+    reads.add_argument("--run", required=True, metavar="RUN", help="run key of the training, or its beginning")
+    reads.add_argument("--from-step", type=int, default=0, metavar="N", help="first step, from 0 (default: 0)")
+    reads.add_argument("--steps", type=int, default=1, metavar="K", help="number of steps (default: 1)")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")

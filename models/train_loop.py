@@ -231,7 +231,8 @@ class Trainer:
         cuda = [t.numpy().tobytes().hex() for t in torch.cuda.get_rng_state_all()] if self._device.type == "cuda" else []
         return {
             "step": self.step_number, "tokens": self.tokens, "skipped_steps": self.skipped_steps, "skipped_in_a_row": self._skipped_in_a_row,
-            "data_position": {"seed": self.loop.seed, "next_sequence": self.step_number * self.loop.batch_sequences, "digest": self._data_digest},
+            "data_position": {"seed": self.loop.seed, "next_sequence": self.step_number * self.loop.batch_sequences, "digest": self._data_digest,
+                              "order": self.order.digest()},
             "loop": asdict(self.loop), "model": asdict(self.model.config),
             "rng": {"torch": torch.get_rng_state().numpy().tobytes().hex(), "cuda": cuda},
         }  # fmt: skip
@@ -247,6 +248,9 @@ class Trainer:
                 raise ValueError(f"Checkpoint {directory} was written by another {what} config; (its value, ours): {different}. Start a new run instead.")
         if state["data_position"]["digest"] != self._data_digest:
             raise ValueError(f"Checkpoint {directory} was trained on other sequences; resume with the same table version of `sequences`.")
+        ours = self.order.digest()
+        if (theirs := state["data_position"].get("order", ours)) != ours:  # checkpoints from before orders had digests name none
+            raise ValueError(f"Checkpoint {directory} read its sequences in order {theirs}, this training in {ours}. Start a new run instead.")
         self.model.load_state_dict(tensors["model"])
         for name, parameter in self.model.named_parameters():
             moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors["optimizer"]}

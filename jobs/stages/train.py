@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError, StageOutput, Tools, canonical
-from jobs.services import training_data, training_order
+from jobs.services import order_file, training_data, training_order
 from jobs.services.training import TrainingRun
 from models.unigram import predicted_tokens, unigram_loss
 
@@ -49,6 +49,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
         order = training_order.order_of(config, data)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"This mixture cannot be trained on these sequences: {error}") from error
+    about = {"sequences": getattr(tools, "inputs_read", {}).get("sequences"), "mixture": canonical(config.mixture)}
+    order_file.write(folder, order, data, config.steps, about)
     unigram = _unigram(data, config)
     reporter = Reporter(config, tools)
     started = time.monotonic()
@@ -60,7 +62,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     result = launch.results[0]
     by_source = training_order.read_per_source(order, data, result["steps"])
     metrics = _metrics(config, data, result, unigram) | {name: {s: read[key] for s, read in by_source.items()} for name, key in _BY_SOURCE.items()}
-    metrics |= {"launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
+    metrics |= {"order": order.digest(), "launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
     run_id = reporter.finish(metrics)
     row = {
         "run_key": tools.run_key, "uri": f"{name}/{result['checkpoint']}", "sha256": result["sha256"], "step": result["steps"], "tokens": result["tokens"],

@@ -10,7 +10,7 @@ import training_parts as parts
 
 from expectations.tables import TABLES
 from jobs.contract import MoelineError
-from jobs.services import training
+from jobs.services import order_file, training
 from jobs.stages import train
 from models import checkpoint
 from models.mixture import Mixture, Phase
@@ -54,6 +54,15 @@ def test_one_row_names_a_checkpoint_that_verifies(trained):
     assert checkpoint.verify(Path(tools.artifact_dir(row["uri"]))) == row["sha256"]
     assert (row["step"], row["tokens"], row["final"], row["mlflow_run_id"]) == (300, 300 * 8 * parts.SEQ_LEN, True, "run-1")
     assert training.train_config(json.loads(row["config"])) == parts.small_train(tokens=300 * 8 * parts.SEQ_LEN)
+
+
+def test_the_order_it_read_is_written_beside_its_checkpoint_which_names_it(trained):
+    tools, _, output = trained
+    folder = Path(tools.artifact_dir(f"checkpoints/{tools.run_key}"))
+    about = order_file.read_about(folder / order_file.NAME)
+    assert (about["order"], about["steps"], about["batch_sequences"]) == (output.metrics["order"], 300, 8)
+    assert checkpoint.read(folder / output.metrics["checkpoint"])[1]["data_position"]["order"] == about["order"]
+    assert len(order_file.read(folder / order_file.NAME, 290, 10)) == 80
 
 
 def test_the_model_beats_the_unigram_model(trained):
