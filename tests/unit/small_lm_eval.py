@@ -126,6 +126,17 @@ def adds_bos(folder: Path) -> Path:
     return folder
 
 
+def says_often(folder: Path, *words: str) -> Path:
+    """Treble the head's rows of these tokens: then some texts hold one of them within a few tokens, whatever the random weights are."""
+    from safetensors.torch import load_file, save_file
+
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][[vocabulary[word] for word in words]] *= 3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 _TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # begins with BOS
 )
@@ -168,6 +179,8 @@ def model_folder(folder: Path, name: str) -> Path:
         huggingface.export(model(), model().config, folder, tokenizer_json(), eos_id=0, pad_id=1)
         return folder
     written = outside_folders.write(folder, "llama" if name in _CHANGES else name)
+    if name != "gpt2":
+        says_often(written, "parse", "sub", "one")
     return _CHANGES[name](written) if name in _CHANGES else written
 
 

@@ -94,7 +94,7 @@ def test_generations_end_at_stops_and_at_ends_of_every_kind(folder_of, by_hf):
         tokenizer = AutoTokenizer.from_pretrained(folder_of(name))
         texts = [sample["resps"][0][0] for sample in by_hf(name)["samples"]["small_say"]]
         lengths[name] = [len(tokenizer(text)["input_ids"]) for text in texts]
-        assert min(lengths[name]) < 15 <= max(lengths[name])
+        assert min(lengths[name]) < 5 and max(lengths[name]) >= 10
         assert not any(stop in text for text in texts for stop in ("parse", "sub"))
     assert lengths["llama"] != lengths["chat"]
 
