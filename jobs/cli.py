@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   moeline run --recipe tiny --days 3               the whole job through Airflow, with progress
   moeline backfill --from 2026-11-01 --to 2026-11-03
   moeline stage clean --recipe tiny --interval 2026-11-01
+  moeline gauntlet fetch                           Foundry's evaluation data, verified, outside the repository
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
   moeline compare v1 champion                      paired, on the items both answered
   moeline report --json                            runs by cost and accuracy
@@ -128,15 +129,20 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     return given.evaluate(arguments, env, echo=_say)
 
 
+def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
+    """One command that does something, with the options all of them have."""
+    found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    found.set_defaults(action=action)
+    found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    found.add_argument("--debug", action="store_true", help="show tracebacks")
+    found.add_argument("--env", help="environment in infra/env, or a .toml file (default: MOELINE_ENV or local)")
+    found.add_argument("--home", help="folder of tables, landing zone, logs and state (default: MOELINE_HOME or .moeline in the checkout)")
+    return found
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
-        found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-        found.set_defaults(action=action)
-        found.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-        found.add_argument("--debug", action="store_true", help="show tracebacks")
-        found.add_argument("--env", help="environment in infra/env, or a .toml file (default: MOELINE_ENV or local)")
-        found.add_argument("--home", help="folder of tables, landing zone, logs and state (default: MOELINE_HOME or .moeline in the checkout)")
-        return found
+        return _leaf(commands, name, action, about)
 
     def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
         found.add_argument("--recipe", default="tiny", help="a function of jobs/recipes.py (default: tiny)")
@@ -164,6 +170,15 @@ def _add_commands(commands: Any) -> None:
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
     sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
     _add_model_commands(add)
+    _add_gauntlet(commands)
+
+
+def _add_gauntlet(commands: Any) -> None:
+    from jobs import gauntlet_data
+
+    about = "Foundry's evaluation data: fetch it, check it."
+    group = commands.add_parser("gauntlet", help=about, description=about)
+    gauntlet_data.add_to(group.add_subparsers(dest="gauntlet_action", required=True, metavar="ACTION"), _leaf)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
