@@ -16,14 +16,16 @@ from typing import Any
 from jobs.config import EvaluateConfig, SuiteConfig
 from jobs.contract import MoelineError, StageOutput, Tools
 from models.gauntlet import averages, own_data, suite, tasks
+from models.gauntlet.gauntlet import Gauntlet, gauntlet_rows
 from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Benchmark
 
 ENGINE = "arrow"
 READS = {"checkpoints": "all", "benchmark_items": "all", "contamination": "all", "sequences": "all"}
 WRITES = ("scores", "responses")
-REVISION = 1
+REVISION = 2
 
+FOUNDRY = "gauntlet/"  # before the categories and averages of Foundry's tasks
 MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
 MAX_CHOICE_CHARS = 600
 MAX_ALIASES = 32
@@ -38,7 +40,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     try:
         scorer, weights_digest = _scorer(config, checkpoint, inputs["sequences"], tools)
         ours = _own_suite(config.suite, list(origins.values()))
-        foundry, missing = _foundry(config.suite, getattr(tools, "gauntlet_data", None))
+        foundry, missing, plan = _foundry(config.suite, getattr(tools, "gauntlet_data", None))
         kept = {b.task.label: _capped_ids(b, config.suite) for b in foundry}
         foundry, skipped = _answerable(foundry, kept, scorer)
         contaminated = _overlaps([*ours, *foundry], scorer.encoder, inputs["sequences"])
@@ -51,7 +53,9 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
             progress=lambda done, total, text: tools.progress(share + (1 - share) * done / max(1, total), 1.0, text),
         )  # fmt: skip
         overall = averages.overall(scores, expected=[b.task.label for b in ours])
-        means = averages.by_category(scores) + _foundry_means(more, complete=not missing and not skipped and all(_whole(b, kept) for b in foundry))
+        sampled = not all(_whole(b, kept) for b in foundry)
+        more, foundry_means = _foundry_means(more, plan, partial=bool(missing or skipped), sampled=sampled)
+        means = averages.by_category(scores) + foundry_means
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"Evaluation of {checkpoint['uri']} stopped: {error}") from error
     responses |= answers
@@ -138,16 +142,17 @@ def _own_suite(config: SuiteConfig, rows: list[dict[str, Any]]) -> list[Benchmar
     return suite.load(rows, own_data_tasks=config.own_data_tasks, symbolic_tasks=config.symbolic_tasks, items_per_task=config.items_per_task, seed=config.seed)
 
 
-def _foundry(config: SuiteConfig, folder: str | None) -> tuple[list[Benchmark], list[str]]:
-    """(Foundry's benchmarks, labels without data). Their categories get a prefix, so that they never mix with ours."""
+def _foundry(config: SuiteConfig, folder: str | None) -> tuple[list[Benchmark], list[str], Gauntlet | None]:
+    """(Foundry's benchmarks, labels without data, their gauntlet if there is one). Their categories get a prefix, so that they never mix with ours."""
     if not folder:
         if config.gauntlet_digest:
             raise MoelineError("The suite includes Foundry's tasks, but GAUNTLET_DATA is not set. Set it to the folder with yamls/ and local_data/.")
-        return [], []
+        return [], [], None
     if config.gauntlet_digest and (found := tasks.digest(folder)) != config.gauntlet_digest:
         raise MoelineError(f"GAUNTLET_DATA={folder} has changed: digest {found[:16]}, the recipe was loaded with {config.gauntlet_digest[:16]}. Start again.")
     loaded = tasks.gauntlet_data(folder)
-    return [replace(b, task=replace(b.task, category=f"gauntlet/{b.task.category}")) for b in loaded], tasks.missing_data(folder)
+    prefixed = [replace(b, task=replace(b.task, category=f"{FOUNDRY}{b.task.category}")) for b in loaded]
+    return prefixed, tasks.missing_data(folder), tasks.gauntlet_of(folder)
 
 
 def _answerable(benchmarks: list[Benchmark], kept: Mapping[str, Sequence[str]], scorer: Any) -> tuple[list[Benchmark], dict[str, str]]:
@@ -175,13 +180,22 @@ def _whole(benchmark: Benchmark, kept: Mapping[str, Sequence[str]]) -> bool:
     return len(kept[benchmark.task.label]) == len(benchmark.items)
 
 
-def _foundry_means(scores: list[averages.Score], *, complete: bool) -> list[averages.Score]:
-    """Category means and their mean. Only every item of every benchmark of v0.3 makes a core_average."""
+def _foundry_means(scores: list[averages.Score], plan: Gauntlet | None, *, partial: bool, sampled: bool) -> tuple[list[averages.Score], list[averages.Score]]:
+    """(scores, category means and named averages), weighted as the gauntlet YAML says and named as ``moeline evaluate`` names them.
+
+    Without such a YAML all weigh alike, and the mean is ``average``. A task's category has the name its mean has.
+    """
     if not scores:
-        return []
-    name = averages.average_name(scores) if complete else "average"
-    mean = averages.overall(scores, expected=[s.benchmark for s in scores], name=f"gauntlet/{name}")
-    return [*averages.by_category(scores), replace(mean, benchmark="*")]
+        return [], []
+    if plan is None:
+        mean = averages.overall(scores, expected=[s.benchmark for s in scores], name=f"{FOUNDRY}average")
+        return scores, [*averages.by_category(scores), replace(mean, benchmark="*")]
+    rows = gauntlet_rows(plan, scores, partial=partial, sampled=sampled)
+    names = {row.category.removeprefix("partial/"): f"{FOUNDRY}{row.category}" for row in rows}
+    return (
+        [replace(s, category=names[s.category.removeprefix(FOUNDRY)]) for s in scores],
+        [replace(row, category=f"{FOUNDRY}{row.category}") for row in rows],
+    )
 
 
 def _overlaps(benchmarks: list[Benchmark], encoder: Any, sequences: Any) -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,22 +146,50 @@ def gauntlet_averages(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: b
     missing = [b.key for members in gauntlet.categories.values() for b in members if (b.name, b.shots) not in by_key]
     if missing and not partial:
         raise ValueError(f"No score for {', '.join(missing)}: the gauntlet cannot be averaged. Evaluate them, or ask for a partial result.")
-    found: dict[str, float] = {}
-    values: dict[str, tuple[float, bool]] = {}
+    return {row.category: row.score for row in _rows(gauntlet, by_key, sampled)}
+
+
+def gauntlet_rows(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool = False, sampled: bool = False) -> list[Score]:
+    """As ``gauntlet_averages``, as rows (benchmark "*", category the name): ``score`` is that number, accuracy and baselines are weighted alike.
+
+    Standard errors are added in quadrature with the same weights.
+    """
+    gauntlet_averages(gauntlet, scores, partial=partial, sampled=sampled)  # refuses what cannot be averaged
+    return _rows(gauntlet, {(score.benchmark.partition("/")[0], score.shots): score for score in scores}, sampled)
+
+
+def _rows(gauntlet: Gauntlet, by_key: Mapping[tuple[str, int], Score], sampled: bool) -> list[Score]:
+    rows: list[Score] = []
+    values: dict[str, tuple[Score, bool]] = {}
     for name, members in gauntlet.categories.items():
         here = [(b, by_key[b.name, b.shots]) for b in members if (b.name, b.shots) in by_key]
         if here:
+            whole = len(here) == len(members) and not sampled
             weights = [_weight(gauntlet.weighting, score.n) for _, score in here]
-            total = sum(_scored(gauntlet, b, score) * (w / sum(weights)) for (b, score), w in zip(here, weights, strict=True))
-            values[name] = (total, len(here) == len(members) and not sampled)
-            found[_named(name, values[name][1])] = total
+            inside = [replace(score, score=_scored(gauntlet, b, score)) for b, score in here]
+            rows.append(_weighted(inside, [w / sum(weights) for w in weights], _named(name, whole)))
+            values[name] = (rows[-1], whole)
     for name, members in gauntlet.averages.items():
-        if inside := [values[member] for member in members if member in values]:
-            whole = len(inside) == len(members) and all(complete for _, complete in inside)
-            found[_named(name, whole)] = sum(value for value, _ in inside) / len(inside)
-    if not found:
+        if found := [values[member] for member in members if member in values]:
+            whole = len(found) == len(members) and all(complete for _, complete in found)
+            row = _weighted([one for one, _ in found], [1 / len(found)] * len(found), _named(name, whole))
+            rows.append(replace(row, score=sum(one.score for one, _ in found) / len(found)))  # divided last, as Foundry does
+    if not rows:
         raise ValueError("None of the gauntlet's benchmarks has a score.")
-    return found
+    return rows
+
+
+def _weighted(scores: Sequence[Score], weights: Sequence[float], name: str) -> Score:
+    """The weighted mean; weights sum to 1."""
+
+    def mean(field: str) -> float:
+        return sum(getattr(score, field) * weight for score, weight in zip(scores, weights, strict=True))
+
+    return replace(
+        scores[0], benchmark="*", category=name, shots=0, n=sum(s.n for s in scores), metric="mean", accuracy=mean("accuracy"), chance=mean("chance"),
+        stderr=math.sqrt(sum((s.stderr * w) ** 2 for s, w in zip(scores, weights, strict=True))), best_constant=mean("best_constant"), score=mean("score"),
+        accuracy_clean=None if any(s.accuracy_clean is None for s in scores) else mean("accuracy_clean"), n_contaminated=sum(s.n_contaminated for s in scores),
+    )  # fmt: skip
 
 
 def _named(name: str, whole: bool) -> str:

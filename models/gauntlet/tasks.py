@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models.gauntlet.gauntlet import read_gauntlet, read_yaml
+from models.gauntlet.gauntlet import Gauntlet, read_gauntlet, read_yaml
 
 _LOG = logging.getLogger(__name__)
 
@@ -309,6 +309,12 @@ def _gauntlet_files(folder: Path) -> tuple[Path, Path, Path | None]:
         raise ValueError(f"GAUNTLET_DATA={folder}: found neither yamls/tasks_v0.3.yaml nor tasks*.yaml. Point it at a folder in Foundry's layout.")
     gauntlet_yaml = tasks_yaml.with_name(tasks_yaml.name.replace("tasks", "eval_gauntlet", 1))
     return tasks_yaml, data, gauntlet_yaml if gauntlet_yaml.is_file() else None
+
+
+def gauntlet_of(folder: str | Path) -> Gauntlet | None:
+    """The gauntlet YAML beside the task list of a GAUNTLET_DATA folder; None where there is none."""
+    file = _gauntlet_files(Path(folder))[2]
+    return read_gauntlet(file) if file else None
 
 
 def missing_data(folder: str | Path) -> list[str]:

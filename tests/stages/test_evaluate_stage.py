@@ -136,6 +136,52 @@ def test_foundrys_tasks_run_from_a_folder_and_stay_apart_from_ours(prepared, tmp
         evaluate.run(EvaluateConfig(suite=suite), inputs, tools)
 
 
+def foundry_folder(folder: Path, sizes: dict[str, int], absent: str = "") -> Path:
+    """A GAUNTLET_DATA folder of yes/no tasks with a gauntlet of two categories, weighted by size."""
+    folder.mkdir()
+    for label, size in sizes.items():
+        if label != absent:
+            rows = [{"query": f"Is {i} a number of {label}?", "choices": ["yes", "no"], "gold": i % 2} for i in range(size)]
+            (folder / f"{label}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = [{"label": label, "dataset_uri": f"{label}.jsonl", "num_fewshot": [1], "icl_task_type": "multiple_choice"} for label in sizes]
+    (folder / "tasks_small.yaml").write_text(json.dumps({"icl_tasks": listed}))
+    places = {"x": ["large", "small"], "y": ["other"]}
+    categories = [{"name": n, "benchmarks": [{"name": b, "num_fewshot": 1, "random_baseline": 0.25} for b in members]} for n, members in places.items()]
+    asked = {"weighting": "SAMPLE_SZ", "averages": {"core_average": ["x", "y"], "only_y": ["y"]}, "categories": categories}
+    (folder / "eval_gauntlet_small.yaml").write_text(json.dumps({"eval_gauntlet": asked}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sizes", "absent", "names"),
+    [
+        ({"large": 36, "small": 4, "other": 12}, "", ["x", "y", "core_average", "only_y"]),
+        ({"large": 36, "small": 4, "other": 12}, "small", ["partial/x", "y", "partial/core_average", "only_y"]),
+        ({"large": 60, "small": 4, "other": 12}, "", ["partial/x", "partial/y", "partial/core_average", "partial/only_y"]),  # 40 of 60 items are asked
+    ],
+    ids=["whole", "a task without data", "a sample"],
+)
+def test_the_gauntlets_own_weights_and_names_decide(prepared, tmp_path, sizes, absent, names):
+    tools, inputs = prepared
+    folder = foundry_folder(tmp_path / "data", sizes, absent)
+    suite = replace(SUITE, symbolic_tasks=("brackets",), own_data_tasks=("identifier",), gauntlet_digest=tasks.digest(folder))
+    output = evaluate.run(EvaluateConfig(suite=suite), inputs, replace(tools, gauntlet_data=str(folder)))
+    rows = fits("scores", output.tables["scores"]).to_pylist()
+    right: dict[str, list[bool]] = {}
+    for response in output.tables["responses"].to_pylist():
+        right.setdefault(response["benchmark"], []).append(response["correct"])
+    of_x = [label for label in ("large", "small") if label != absent]
+    rescaled = {label: (sum(right[label]) / len(right[label]) - 0.25) / 0.75 for label in (*of_x, "other")}
+    x = sum(rescaled[label] * len(right[label]) for label in of_x) / sum(len(right[label]) for label in of_x)
+    by_hand = [x, rescaled["other"], (x + rescaled["other"]) / 2, rescaled["other"]]
+    found = {r["category"]: r for r in rows if r["benchmark"] == "*" and r["category"].startswith("gauntlet/")}
+    assert list(found) == [f"gauntlet/{name}" for name in names] and [r["score"] for r in found.values()] == pytest.approx(by_hand)
+    all_x = [answer for label in of_x for answer in right[label]]
+    mean = found[f"gauntlet/{names[0]}"]
+    assert (mean["n"], mean["accuracy"], mean["chance"]) == (len(all_x), pytest.approx(sum(all_x) / len(all_x)), 0.5)
+    assert {r["category"] for r in rows if r["benchmark"] in of_x} == {f"gauntlet/{names[0]}"}
+
+
 def test_a_changed_checkpoint_is_refused(prepared, tmp_path):
     tools, inputs = evaluate_inputs(tmp_path)
     (final,) = [r for r in inputs["checkpoints"].to_table().to_pylist() if r["final"]]
