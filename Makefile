@@ -37,7 +37,7 @@ screenshot: setup ## Rewrite the README's picture of the page
 bench: setup ## Measure the fixed costs
 	@$(bin)/python -m pytest tests/bench -s -o python_files='bench_*.py'
 
-bench-eval: setup ## Measure scoring beside lm_eval's hf backend, or a plain loop where accelerate is missing (BENCH_ITEMS=3 per task)
+bench-eval: setup ## Measure scoring beside lm_eval's hf backend (BENCH_TOKENS=1500 per task)
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_eval.py -s -q -o python_files='bench_*.py'
 
 up: setup ## Start the platform

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from data_interval import resolve_interval
 
 REPO = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "smoke", "small_gpu", "dbrx")  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
+RECIPE_NAME = "[a-z][a-z0-9_-]{0,63}"  # jobs.own_recipes.NAME, likewise
 CORPUS = Asset("corpus")  # emitted per data day by pack, awaited by build_model
 
 REFUSED = 3  # exit code of jobs.run: a check or a budget said no, and would say so again
@@ -33,7 +35,15 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=10), "retry_exponential_
 
 
 def recipe_param() -> Param:
-    return Param("tiny", enum=list(RECIPES), title="Recipe", description="What to do: a function of jobs/recipes.py.")
+    """Any name is taken, because a recipe made a moment ago is not in this file's parsed form yet; a run of an unknown one fails at its first task."""
+    about = "What to do: a function of jobs/recipes.py, or a recipe made by `moeline propose` (`moeline recipes` lists all)."
+    return Param("tiny", type="string", examples=[*RECIPES, *own_recipes()], pattern=f"^{RECIPE_NAME}$", title="Recipe", description=about)
+
+
+def own_recipes() -> list[str]:
+    """Names of the files in the home's folder ``recipes``, offered in the form."""
+    folder = Path(os.environ.get("MOELINE_HOME") or REPO / ".moeline") / "recipes"
+    return sorted(f.stem for f in folder.glob("*.json") if re.fullmatch(RECIPE_NAME, f.stem) and f.stem not in RECIPES)
 
 
 def gauntlet_param() -> Param:

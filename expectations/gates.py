@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 STANDARD_ERRORS = 2.0  # how far beyond noise a difference must be to count
 MIN_TASKS_ABOVE_BASELINE = 2
@@ -43,19 +43,25 @@ class Candidate:
     budget_usd: float
 
 
-@dataclass(frozen=True)
-class PairedLoss:
+class PairedLoss(Protocol):
     """Candidate against champion on the same ``n`` items: ``level`` category or average, ``difference`` candidate minus champion.
 
     ``p_adjusted``: one-sided (the candidate is worse), adjusted over all of them. ``detectable``: the loss found with 80 % power.
+    models.gauntlet.paired.Loss is one.
     """
 
-    name: str
-    level: str
-    n: int
-    difference: float
-    p_adjusted: float
-    detectable: float
+    @property
+    def name(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def difference(self) -> float: ...
+    @property
+    def p_adjusted(self) -> float: ...
+    @property
+    def detectable(self) -> float: ...
 
 
 def tasks_above_baseline(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -220,9 +220,10 @@ RESPONSES = Table(
         C("output", "string", "generated text or chosen continuation"), C("prediction", "int32", "index chosen, -1 if none"), C("gold", "int32", "right index, -1 if none"),
         C("correct", "bool", "right"), C("truncated", "bool", "context was cut on the left"), C("weights_digest", "string", "sha256 of the weights, first 16"),
         C("item", "string", "JSON row: prompt parts"),
+        C("confidence", "float64", "language modeling: probability of the least likely token of the model's own answer", nullable=True),
     ),
     "run_key",
-    (at_least(1),),
+    (at_least(1), between("confidence", 0.0, 1.0)),
 )  # fmt: skip
 VERDICTS = Table(
     "verdicts", "the review of one response", ("benchmark", "item_id", "run_key"),

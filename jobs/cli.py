@@ -22,7 +22,12 @@ _EXAMPLES = """examples:
   moeline stage clean --recipe tiny --interval 2026-11-01
   moeline gauntlet fetch                           Foundry's evaluation data, verified, outside the repository
   moeline evaluate --model DIR --suite tasks.yaml --data DIR --out DIR
+  moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
+  moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
+
+
+  moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
 """
 
@@ -62,11 +67,29 @@ def _run(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import launch
+    from jobs import launch, recipes, stale
 
+    if arguments.stale == bool(arguments.first or arguments.last) or bool(arguments.first) != bool(arguments.last):
+        raise MoelineError("A backfill needs its days: --from DAY --to DAY, or --stale.")
+    if arguments.stale:
+        found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
+        for day in found:
+            _say(f"{day.interval}: {day.why()}")
+        days = [day.interval for day in found]
+    else:
+        days = launch.day_range(arguments.first, arguments.last)
     return launch.backfill(
-        env, arguments.first, arguments.last, recipe=arguments.recipe, reprocess=arguments.reprocess, echo=_say, gauntlet_data=arguments.gauntlet_data
+        env, days, recipe=arguments.recipe, reprocess=arguments.reprocess or arguments.stale, echo=_say, gauntlet_data=arguments.gauntlet_data
     )
+
+
+def _stale(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import recipes, stale
+
+    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
+    if not arguments.json:
+        print(stale.render(found), end="")
+    return found
 
 
 def _stage(arguments: argparse.Namespace, env: Any) -> Any:
@@ -74,7 +97,7 @@ def _stage(arguments: argparse.Namespace, env: Any) -> Any:
 
     from jobs import recipes, run
 
-    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data)
+    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home)
     inputs = json.loads(arguments.inputs)
     result = run.run_stage(env, arguments.name, recipe, interval=arguments.interval, inputs=inputs, gauntlet_data=arguments.gauntlet_data)
     if not arguments.json:
@@ -93,6 +116,30 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     return report.summary(env)
 
 
+def _recipes(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import own_recipes
+
+    found = own_recipes.listing(env.home)
+    if not arguments.json:
+        print(own_recipes.render(found), end="")
+    return found
+
+
+def _propose(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import proposals
+
+    if arguments.as_recipe is None and not arguments.group and not arguments.only_nearest:
+        found, text = proposals.describe(env, arguments.run), proposals.render
+    else:
+        found = proposals.propose(
+            env, arguments.run, arguments.group, as_recipe=arguments.as_recipe, only_nearest=arguments.only_nearest, budget_usd=arguments.budget
+        )
+        text = proposals.render_proposed
+    if not arguments.json:
+        print(text(found), end="")
+    return found
+
+
 def _compare(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import compare
 
@@ -108,6 +155,16 @@ def _audit(arguments: argparse.Namespace, env: Any) -> Any:
     found = audit.audit(arguments.responses, out=arguments.out, verdicts=arguments.verdicts, top=arguments.top)
     if not arguments.json:
         print(audit.render(found), end="")
+    return found
+
+
+def _explain(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import explain, recipes
+
+    recipe = recipes.load(arguments.recipe, home=env.home) if arguments.recipe else None
+    found = explain.explain(env, arguments.document, recipe=recipe)
+    if not arguments.json:
+        print(explain.render(found), end="")
     return found
 
 
@@ -129,6 +186,12 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     return given.evaluate(arguments, env, echo=_say)
 
 
+def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import lm_eval_command
+
+    return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers")
+
+
 def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
     """One command that does something, with the options all of them have."""
     found: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
@@ -140,12 +203,18 @@ def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], 
     return found
 
 
+def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import forecast_command
+
+    return forecast_command.act(arguments, env)
+
+
 def _add_commands(commands: Any) -> None:
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         return _leaf(commands, name, action, about)
 
     def with_recipe(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--recipe", default="tiny", help="a function of jobs/recipes.py (default: tiny)")
+        found.add_argument("--recipe", default="tiny", help="a recipe that `moeline recipes` lists (default: tiny)")
         found.add_argument("--gauntlet-data", help="folder with Foundry's task files and data to evaluate on as well (default: GAUNTLET_DATA)")
         return found
 
@@ -157,19 +226,30 @@ def _add_commands(commands: Any) -> None:
     run.add_argument("--budget", type=float, metavar="USD", help="replaces the recipe's budget")
     run.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does over its budget: stop, or ask a person in Airflow")
     fill = with_recipe(add("backfill", _backfill, "Prepare a range of data days through Airflow's own backfill, with progress."))
-    fill.add_argument("--from", dest="first", required=True, metavar="DAY", help="first data day, YYYY-MM-DD")
-    fill.add_argument("--to", dest="last", required=True, metavar="DAY", help="last data day, included")
+    fill.add_argument("--from", dest="first", metavar="DAY", help="first data day, YYYY-MM-DD")
+    fill.add_argument("--to", dest="last", metavar="DAY", help="last data day, included")
+    fill.add_argument("--stale", action="store_true", help="instead of a range: exactly the days `moeline stale` lists")
     fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
+    with_recipe(add("stale", _stale, "Days to do again: they dropped documents for copies another day no longer keeps, or the recipe's rules changed."))
     stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
+    add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
+    story.add_argument("document", help="doc_id, its beginning, or a uri")
+    story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
     sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
     sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
     _add_model_commands(add)
+    about = "lm-evaluation-harness's own command line, with --model moeline --model_args pretrained=DIR: our scorer over any model folder."
+    # All that follows belongs to lm_eval: with such a prefix nothing of it, --help included, looks like an option of ours.
+    theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
+    theirs.add_argument("rest", nargs=argparse.REMAINDER)
+    theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
     _add_gauntlet(commands)
 
 
@@ -182,14 +262,22 @@ def _add_gauntlet(commands: Any) -> None:
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What is asked about models that exist: evaluate, compare, audit."""
+    """What is asked about models that exist, or could: forecast, evaluate, compare, propose, audit."""
+    from jobs import forecast_command
     from jobs.evaluating import arguments as evaluation
 
+    forecast_command.add_to(add("forecast", _forecast, forecast_command.ABOUT))
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
     pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
     for side in ("model_a", "model_b"):
         pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
     pair.add_argument("--by-text", action="store_true", help="items are the same when prompt and choices read the same, whatever the tokenizer")
+    more = add("propose", _propose, "What to train on next: every group of a run's failures with sources, tokens and a price; as a recipe with --as-recipe.")
+    more.add_argument("run", metavar="RUN", help="a run id of `moeline report`, v3, 3, champion, or the first 6 or more characters of a training's run key")
+    more.add_argument("--group", type=int, action="append", default=[], metavar="N", help="a failure group, may be repeated (default: all together)")
+    more.add_argument("--as-recipe", metavar="NAME", help="write the proposal as the recipe NAME, for `moeline run --recipe NAME`")
+    more.add_argument("--only-nearest", action="store_true", help="train on the named sources only: another corpus, which is prepared anew")
+    more.add_argument("--budget", type=float, metavar="USD", help="the recipe's budget (default: that of the run's recipe)")
     check = add("audit", _audit, "Rank benchmark items by how likely their key is wrong, from several strong models' answers. Never relabels anything.")
     check.add_argument(
         "--responses", nargs="+", required=True, metavar="FILE", help=".csv or .parquet of answers (item_id, model, prediction, gold), or folders"

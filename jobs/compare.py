@@ -90,7 +90,7 @@ def _tasks_table(side: str, model: Mapping[str, Any]) -> Any:
     for heading in ("task", "items", "right %", "best constant %", "", "calibration error"):
         table.add_column(heading, justify="left" if heading in ("task", "") else "right")
     for t in model["tasks"]:
-        error = "not stored" if t["ece"] is None else f"{t['ece']:.3f}"
+        error = t["without_ece"] if t["ece"] is None else f"{t['ece']:.3f}"
         flag = "" if t["above_constant"] else "NOT above it"
         table.add_row(Text(t["benchmark"]), str(t["n"]), f"{100 * t['accuracy']:.2f} ± {100 * t['stderr']:.2f}", f"{100 * t['best_constant']:.2f}", flag, error)
     return table

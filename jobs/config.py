@@ -37,6 +37,7 @@ class CleanConfig:
         "PSF-2.0", "Python-2.0", "Unlicense", "ZPL-2.1", "Zlib",
     )  # fmt: skip
     allow_unknown_licence: bool = True  # a decision of the recipe, recorded per document
+    redact: tuple[str, ...] = ("card", "email", "iban", "ip", "phone", "secret")  # replaced by placeholders (jobs/stages/rules/redact.py); (): nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def run(
     Returns runs, seconds per step, cost and whether everything was reused. Raises MoelineError (after showing the failing task's
     log) when a run failed, BudgetExceeded when the budget stopped it.
     """
-    conf = _conf(recipe, gauntlet_data)
+    conf = _conf(env, recipe, gauntlet_data)
     seconds: dict[str, float] = {}
     started = time.monotonic()
     with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
@@ -64,18 +64,23 @@ def run(
 
 
 def backfill(
-    env: Environment, first: str, last: str, *, recipe: str = "tiny", reprocess: bool = False, echo: Echo, gauntlet_data: str | None = None,
+    env: Environment, days: Sequence[str], *, recipe: str = "tiny", reprocess: bool = False, echo: Echo, gauntlet_data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Prepare the data days ``first`` to ``last`` (both included) through Airflow's own backfill; ``reprocess``: finished days too."""
-    first, last = parse_day(first), parse_day(last)
-    if first > last:
-        raise MoelineError(f"A backfill from {first} to {last} was asked for, which has no day in it. Swap --from and --to.")
+    """Prepare data days, given in order, through Airflow's own backfill; ``reprocess``: finished days too."""
     started = time.monotonic()
     with _sigterm_as_ctrl_c(), AirflowClient(env) as client:
-        runs = _prepare(env, client, _days_between(first, last), _conf(recipe, gauntlet_data), reprocess=reprocess, echo=echo)
+        runs = _prepare(env, client, days, _conf(env, recipe, gauntlet_data), reprocess=reprocess, echo=echo) if days else []
         summary = _summary(client, runs)
         echo(_spent(summary))
     return {**summary, "recipe": recipe, "days": [r.label for r in runs], "seconds": {"total": time.monotonic() - started}}
+
+
+def day_range(first: str, last: str) -> list[str]:
+    """The data days ``first`` to ``last``, both included. Raises MoelineError for no day at all."""
+    first, last = parse_day(first), parse_day(last)
+    if first > last:
+        raise MoelineError(f"A backfill from {first} to {last} was asked for, which has no day in it. Swap --from and --to.")
+    return _days_between(first, last)
 
 
 def sample_days(env: Environment, days: int) -> list[str]:
@@ -96,10 +101,10 @@ def sample_days(env: Environment, days: int) -> list[str]:
     return chosen
 
 
-def _conf(recipe: str, gauntlet_data: str | None) -> dict[str, Any]:
+def _conf(env: Environment, recipe: str, gauntlet_data: str | None) -> dict[str, Any]:
     from jobs import recipes
 
-    recipes.load(recipe)  # an unknown name is said here, not by a failed Airflow run
+    recipes.load(recipe, home=env.home)  # an unknown name is said here, not by a failed Airflow run
     return {"recipe": recipe, **({"gauntlet_data": gauntlet_data} if gauntlet_data else {})}
 
 

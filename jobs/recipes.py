@@ -1,4 +1,7 @@
-"""Recipes: an experiment is a function returning a Recipe. Add a function here and it is in the command line and the DAG form."""
+"""Recipes: an experiment is a function returning a Recipe. Add a function here and it is in the command line and the DAG form.
+
+Change here: experiments, how one is found by its name. Not here: recipes made by `moeline propose`, which are files (jobs/own_recipes.py).
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,20 @@ def _scaled(train: TrainConfig, *, width: float, tokens: float) -> TrainConfig:
     return replace(train, model=proxy, tokens=int(train.tokens * tokens))
 
 
-def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float, **kwargs: object) -> Recipe:
+def _proxies(train: TrainConfig) -> tuple[TrainConfig, ...]:
     grid = ((0.5, 0.2), (0.5, 0.45), (1.0, 0.1), (1.0, 0.2))  # half the width reaches further in tokens for the money
+    return tuple(_scaled(train, width=w, tokens=t) for w, t in grid)
+
+
+def with_tokens(recipe: Recipe, tokens: int) -> Recipe:
+    """``recipe`` trained on ``tokens`` tokens, its proxies made from that by the rule of every recipe here."""
+    train = replace(recipe.train, tokens=tokens)
+    return replace(recipe, tokens=tokens, train=train, proxies=_proxies(train))
+
+
+def _recipe(name: str, train: TrainConfig, *, tokenizer: str, budget_usd: float, **kwargs: object) -> Recipe:
     return Recipe(
-        name=name, model=train.model, tokens=train.tokens, train=train, budget_usd=budget_usd,
-        proxies=tuple(_scaled(train, width=w, tokens=t) for w, t in grid),
+        name=name, model=train.model, tokens=train.tokens, train=train, budget_usd=budget_usd, proxies=_proxies(train),
         pack=PackConfig(tokenizer=tokenizer, vocab_size=train.model.vocab_size, seq_len=train.model.max_seq_len), **kwargs,
     )  # fmt: skip
 
@@ -69,15 +81,23 @@ def dbrx() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {f.__name__: f for f in (tiny, smoke, small_gpu, dbrx)}
 
 
-def load(name: str, *, gauntlet_data: str | None = None) -> Recipe:
-    """The recipe called ``name``; raises MoelineError listing the known ones.
+def load(name: str, *, gauntlet_data: str | None = None, home: Path | None = None) -> Recipe:
+    """The recipe called ``name``, a function of this file or a file in the folder ``recipes`` of ``home``; raises MoelineError listing the known ones.
 
     ``gauntlet_data``: folder with Foundry's task files to evaluate on as well. Its content hash becomes part of the suite, so other
     data is other work.
     """
-    if name not in RECIPES:
-        raise MoelineError(f"Unknown recipe {name!r}. Known recipes: {', '.join(sorted(RECIPES))}. Add one as a function in jobs/recipes.py.")
-    recipe = RECIPES[name]()
+    from jobs import own_recipes
+
+    if name in RECIPES:
+        recipe = RECIPES[name]()
+    elif home is not None and own_recipes.exists(home, name):
+        recipe = own_recipes.load(home, name)
+    else:
+        known = sorted({*RECIPES, *(own_recipes.names(home) if home is not None else ())})
+        raise MoelineError(
+            f"Unknown recipe {name!r}. Known recipes: {', '.join(known)}. Add one as a function in jobs/recipes.py, or make one with `moeline propose`."
+        )
     if gauntlet_data:
         from models.gauntlet.tasks import digest
 

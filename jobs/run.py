@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from jobs import recipes
+from jobs import recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
@@ -52,16 +52,25 @@ def run_stage(
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)
-    found = results.find(env, stage, key)
+    found = _recorded(env, stage, key)
     if found is None:
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
-            found = results.find(env, stage, key)
+            found = _recorded(env, stage, key)
             if found is None:
                 return _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data)
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
     if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
         results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
     return replace(found, reused=True)
+
+
+def _recorded(env: Environment, stage: str, key: str) -> StageResult | None:
+    """The recorded result of this work, if it still holds."""
+    found = results.find(env, stage, key)
+    if found is not None and stale.must_be_done_again(env, stage, found):
+        _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies that another day no longer keeps")
+        return None
+    return found
 
 
 def _compute(
@@ -184,7 +193,7 @@ def _stop_with_parent() -> None:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m jobs.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("stage", help=f"one of {', '.join(STAGES)}, or plan (what a model build would read)")
-    found.add_argument("--recipe", default="tiny", help=f"one of {', '.join(recipes.RECIPES)} (default: tiny)")
+    found.add_argument("--recipe", default="tiny", help=f"{', '.join(recipes.RECIPES)} or one of your own (default: tiny)")
     found.add_argument("--interval", help="data day YYYY-MM-DD; preparation stages need it")
     found.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     found.add_argument("--budget-usd", type=float, help="replaces the recipe's budget")
@@ -203,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         env = Environment.load(arguments.env)
         data = os.environ.get("GAUNTLET_DATA") or None
-        recipe = recipes.load(arguments.recipe, gauntlet_data=data)
+        recipe = recipes.load(arguments.recipe, gauntlet_data=data, home=env.home)
         if arguments.budget_usd is not None:
             recipe = replace(recipe, budget_usd=arguments.budget_usd)
         if arguments.over_budget is not None:

@@ -2,7 +2,8 @@
 
 For the decoders of transformers whose attention goes through its attention interface and whose layers take ``position_ids`` (Llama, GPT-2
 and most of their kin). Where weights are float32 on CPU, log-probabilities are as independent of batches as our own model's, unless the
-model has experts. Change here: how transformers is called. Not here: where keys lie (kv_cache.py).
+model has experts or heads of fewer than 16 (their sines change in the last bit with their place in a vector).
+Change here: how transformers is called. Not here: where keys lie (kv_cache.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.kv_cache import KVCache, attend_by_position
 
 NAME = "attend_by_position"
+_UNDERSTOOD = {"position_ids", "sliding_window", "dropout", "use_cache", "is_causal"}  # what a layer may give its attention
 
 
 class CachedCausalLM(nn.Module):
@@ -28,26 +30,30 @@ class CachedCausalLM(nn.Module):
 
         AttentionInterface.register(NAME, _attention)
         self.model, self.lm_head = model, model.get_output_embeddings()
-        own = model.config._attn_implementation
-        self._own_attention = "sdpa" if own == NAME else own  # wrapped before
 
     def hidden(self, tokens_BT: Tensor, *, cache: KVCache | None = None, lengths_B: Tensor | None = None) -> Tensor:
         """Final states (B, T, D) from which ``lm_head`` predicts."""
         body = self.model.base_model
         if cache is None:
-            self.model.set_attn_implementation(self._own_attention)
             return body(input_ids=tokens_BT, use_cache=False).last_hidden_state
-        self.model.set_attn_implementation(NAME)
         positions_BT = cache.plan(tokens_BT)
-        adapter = _adapter(cache)
-        hidden_BTD = body(input_ids=tokens_BT, position_ids=positions_BT, past_key_values=adapter, use_cache=True).last_hidden_state
+        if lengths_B is not None:  # padding stays where learned positions have a row
+            positions_BT = positions_BT.minimum(positions_BT[:, :1] + lengths_B[:, None] - 1)
+        adapter, before = _adapter(cache), self.model.config._attn_implementation
+        self.model.set_attn_implementation(NAME)
+        try:
+            hidden_BTD = body(input_ids=tokens_BT, position_ids=positions_BT, past_key_values=adapter, use_cache=True).last_hidden_state
+        finally:
+            self.model.set_attn_implementation(before)
         cache.advance(tokens_BT.shape[1], lengths_B)
         return hidden_BTD
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None, **kwargs: Any) -> Any:
-    positions_BT = kwargs["position_ids"]
-    return attend_by_position(query, key, value, positions_BT, scaling).transpose(1, 2).contiguous(), None
+    if unknown := [name for name, setting in kwargs.items() if name not in _UNDERSTOOD and setting is not None and setting is not False]:
+        raise ValueError(f"{type(module).__name__} gives its attention {', '.join(unknown)}, which cached attention does not know.")
+    attended = attend_by_position(query, key, value, kwargs["position_ids"], scaling, kwargs.get("sliding_window"))
+    return attended.transpose(1, 2).contiguous(), None
 
 
 def _adapter(cache: KVCache) -> Any:

@@ -18,46 +18,60 @@ from torch import Tensor
 
 BLOCK = 128  # slots; sums over keys are taken in blocks of so many, always the same ones
 MIN_QUERIES = 8  # rows of the smallest matrix product of attention
-QUERIES_AT_ONCE = 256  # bounds the scores held at a time
+QUERIES_AT_ONCE = 128  # so that few slots after a query are multiplied for nothing
+SCORES_AT_ONCE = 1 << 20  # held at a time (4 MiB: a core's cache, and memory that malloc gives again without asking the system)
 
 
 def rounded_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def attend_by_position(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor, scale: float | None = None) -> Tensor:
-    """Attention (B, H, T, head_dim) of queries at ``positions_BT`` to the slots up to their own.
+def attend_by_position(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor, scale: float | None = None, window: int | None = None) -> Tensor:
+    """Attention (B, H, T, head_dim) of queries at ``positions_BT`` to the slots up to their own, the last ``window`` of them where given.
 
     ``k`` and ``v`` (B, kv_heads, S, head_dim), S a multiple of ``BLOCK``; slots after a query's position must be finite, they count zero.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.device.type != "cpu":
-        mask = torch.arange(k.shape[2], device=q.device) <= positions_BT[:, None, :, None]
+        hidden = _hidden_slots(0, k.shape[2], positions_BT, window)
         k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    parts = []
-    for at in range(0, q.shape[2], QUERIES_AT_ONCE):
-        stop = min(at + QUERIES_AT_ONCE, q.shape[2])
-        parts.append(_attend_in_blocks(q[:, :, at:stop] * scale, k, v, positions_BT[:, at:stop]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden[:, None], scale=scale)
+    rows, heads, new, _ = q.shape
+    out = torch.empty(rows, heads, new, v.shape[-1], dtype=q.dtype)
+    for at in range(0, new, QUERIES_AT_ONCE):
+        asked = slice(at, min(at + QUERIES_AT_ONCE, new))
+        slots = rounded_up(int(positions_BT[:, asked].max()) + 1, BLOCK)
+        step = max(1, SCORES_AT_ONCE // (heads * max(MIN_QUERIES, asked.stop - at) * slots))
+        for row in range(0, rows, step):
+            some = slice(row, row + step)
+            out[some, :, asked] = _attend_in_blocks(q[some, :, asked] * scale, k[some], v[some], positions_BT[some, asked], slots, window)
+    return out
 
 
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor) -> Tensor:
+def _hidden_slots(first: int, slots: int, positions_BT: Tensor, window: int | None) -> Tensor:
+    """(B, T, slots - first) bool: which slots from ``first`` on a query does not see."""
+    slot_S = torch.arange(first, slots, device=positions_BT.device)
+    hidden = slot_S > positions_BT[:, :, None]
+    return hidden if window is None else hidden | (slot_S <= positions_BT[:, :, None] - window)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, positions_BT: Tensor, slots: int, window: int | None) -> Tensor:
     rows, heads, asked, head_dim = q.shape
     if asked < MIN_QUERIES:
         q = F.pad(q, (0, 0, 0, MIN_QUERIES - asked))
-        positions_BT = F.pad(positions_BT, (0, MIN_QUERIES - asked))
+        positions_BT = F.pad(positions_BT, (0, MIN_QUERIES - asked), mode="replicate")
     new, kv_heads = q.shape[2], k.shape[1]
-    slots = rounded_up(int(positions_BT.max()) + 1, BLOCK)
-    keys, values = (t[:, :, :slots].reshape(rows * kv_heads, slots, head_dim) for t in (k, v))
+    keys, values = (t.flatten(0, 1)[:, :slots] for t in (k, v))
     scores = torch.bmm(q.reshape(rows * kv_heads, -1, head_dim), keys.transpose(1, 2))
-    later = torch.arange(slots) > positions_BT[:, :, None]
-    scores.view(rows, heads, new, slots).masked_fill_(later[:, None], float("-inf"))
-    weights = scores.softmax(-1)
+    first = 0 if window else int(positions_BT.min()) + 1  # every query sees the slots before
+    if first < slots:
+        hidden = _hidden_slots(first, slots, positions_BT, window)
+        scores.view(rows, heads, new, slots)[..., first:].masked_fill_(hidden[:, None], float("-inf"))
+    weights = torch.softmax(scores, dim=-1, out=scores) if torch.is_inference_mode_enabled() else scores.softmax(-1)
     out = torch.bmm(weights[..., :BLOCK], values[:, :BLOCK])
     for at in range(BLOCK, slots, BLOCK):
         out.baddbmm_(weights[..., at : at + BLOCK], values[:, at : at + BLOCK])
-    return out.view(rows, heads, new, head_dim)[:, :, :asked]
+    return out.view(rows, heads, new, -1)[:, :, :asked]
 
 
 class KVCache:
@@ -96,7 +110,8 @@ class KVCache:
             raise ValueError("The cache is empty: run a forward pass with it before rows are selected.")
         chosen = KVCache()
         chosen.lengths_B = self.lengths_B[rows] if lengths_B is None else lengths_B
-        chosen._origin, chosen._stored = (self, rows), stored
+        waiting = self._origin if self._stored else None  # not used yet, so its keys still lie where they come from
+        chosen._origin, chosen._stored = ((self, rows) if waiting is None else (waiting[0], waiting[1][rows])), stored
         return chosen
 
     def plan(self, tokens_BT: Tensor) -> Tensor:

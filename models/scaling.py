@@ -1,7 +1,8 @@
-"""Scaling laws in closed form: loss from parameters and tokens, accuracy from loss. Pure functions, no fitting.
+"""Scaling laws in closed form: loss from parameters and tokens, accuracy from loss or from compute. Pure functions, no fitting.
 
-Units everywhere: N parameters, D training tokens, loss in nats per token.
-Change here: a law. Not here: fitting one and its intervals (scaling_fit.py).
+Units everywhere: N parameters, D training tokens, C = 6·N·D training FLOPs, loss in nats per token (or in bits per byte, if that is what
+was fitted), accuracy between 0 and 1.
+Change here: a law. Not here: fitting loss laws (scaling_fit.py), task laws (scaling_tasks.py), choosing between laws (scaling_selection.py).
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ BESIROGLU = (0.3478, 0.3658)  # Besiroglu et al. 2024 (arXiv 2404.10102), the sa
 
 @dataclass(frozen=True)
 class RunPoint:
-    """One finished training: N parameters, D tokens, the loss it reached (nats per token)."""
+    """One finished training: N parameters a token passes through (active), D tokens, the loss it reached, and all parameters (None: dense)."""
 
     params: float
     tokens: float
     loss: float
+    total_params: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.params > 0 and self.tokens > 0 and self.loss > 0):
             raise ValueError(f"A run needs positive params, tokens and loss, not {self.params}, {self.tokens}, {self.loss}.")
+        if self.total_params is not None and self.total_params < self.params:
+            raise ValueError(f"A run has at least as many parameters as are active, not {self.total_params} with {self.params} active.")
 
 
 @dataclass(frozen=True)
 class LossLaw:
-    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token; for the form ``power``, A / (N^alpha · D^beta) without a floor, which is
-    what losses far above any floor follow (Kaplan et al. 2020, section 3). ``form`` says which coefficients were free."""
+    """L(N, D) with fitted coefficients. ``form`` says which were free, and for three of them the formula: ``power`` A / (N^alpha · D^beta),
+    without a floor, which losses far above any floor follow (Kaplan et al. 2020, section 3); ``compute`` compute_loss; ``moe``
+    moe_family_loss, with ``share``. All others are chinchilla_loss."""
 
     form: str
     E: float
@@ -39,12 +44,43 @@ class LossLaw:
     B: float
     alpha: float
     beta: float
+    share: float = 0.0
 
-    def predict(self, params: float, tokens: float) -> float:
-        """Loss of a model of ``params`` parameters trained on ``tokens`` tokens."""
+    def predict(self, params: float, tokens: float, total_params: float | None = None) -> float:
+        """Loss of a model of ``params`` active parameters (of ``total_params``; None: dense) trained on ``tokens`` tokens."""
         if self.form == "power":
             return float(self.A * params**-self.alpha * tokens**-self.beta)
-        return float(chinchilla_loss(params, tokens, E=self.E, A=self.A, B=self.B, alpha=self.alpha, beta=self.beta))
+        if self.form == "compute":
+            return float(compute_loss(6.0 * params * tokens, E=self.E, A=self.A, alpha=self.alpha))
+        size = effective_params(params, params if total_params is None else total_params, share=self.share)
+        return float(chinchilla_loss(size, tokens, E=self.E, A=self.A, B=self.B, alpha=self.alpha, beta=self.beta))
+
+
+def compute_loss(flops: float, *, E: float, A: float, alpha: float) -> float:
+    """E + A / C^alpha with C = 6·N·D: the direct law in compute (OpenAI 2023, arXiv 2303.08774, section 3.1; Marin Delphi 2026)."""
+    return E + A * flops**-alpha
+
+
+def effective_params(active: float, total: float, *, share: float) -> float:
+    """N_active^(1 - share) · N_total^share: what a mixture of experts is worth in dense parameters; share 0 counts active ones only."""
+    return active * (total / active) ** share
+
+
+def moe_family_loss(active: float, total: float, tokens: float, *, E: float, A: float, B: float, alpha: float, beta: float, share: float) -> float:
+    """E + A / (N_active^(1 - share) · N_total^share)^alpha + B / D^beta, for one family of mixtures of experts (same routing, same data).
+
+    Our own form: the parameter term of the joint MoE law (below) with gamma = 0 and experts counted as total / active, where it reads
+    a·Ê^delta·N^alpha and share = delta / alpha. At total = active it is chinchilla_loss; it falls in each of its three arguments.
+    """
+    return chinchilla_loss(effective_params(active, total, share=share), tokens, E=E, A=A, B=B, alpha=alpha, beta=beta)
+
+
+def direct_accuracy(log_shortfall: float, *, chance: float) -> float:
+    """chance + (1 - chance)·e^(-s) with s = e^log_shortfall = -log Q', Q' = (accuracy - chance)/(1 - chance) (Apple 2025, arXiv 2512.08894).
+
+    s = A / C^alpha, A / (N^alpha · D^beta) or A / N^alpha + B / D^beta: scaling_tasks.py fits all three.
+    """
+    return chance + (1.0 - chance) * np.exp(-np.exp(log_shortfall))
 
 
 def chinchilla_loss(n: float, d: float, *, E: float, A: float, B: float, alpha: float, beta: float) -> float:
@@ -63,7 +99,7 @@ def error_from_loss(loss: float, *, epsilon: float, k: float, gamma: float) -> f
 
 
 def accuracy_from_loss(loss: float, *, chance: float, level: float, slope: float, pivot: float) -> float:
-    """chance + (1 - chance) / (1 + e^(-(level - slope·(L - pivot)))): accuracy between chance and 1 that rises as loss falls."""
+    """chance + (1 - chance) / (1 + e^(-(level - slope·(L - pivot)))): accuracy between ``chance`` (or another floor) and 1, rising as loss falls."""
     return chance + (1.0 - chance) / (1.0 + np.exp(-(level - slope * (loss - pivot))))
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from running_platform import platform  # noqa: F401 - the session's running platform, for tests with services
 from whole_job import whole_job  # noqa: F401 - the whole job, run once on that platform
 
 from jobs.environment import Environment
+
+# The same examples in every run: what fails here fails for everybody. `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

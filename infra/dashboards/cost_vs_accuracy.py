@@ -1,7 +1,7 @@
 """The pages "Cost vs accuracy" and "Scores over checkpoints" in Airflow: nav entries, a tab of every DAG run, the small API behind them.
 
-Change here: routes, headers, where the page shows up. Not here: what the numbers are (jobs/services/report.py, trend.py), how they look
-(static/). Airflow loads this file as a plugin ([core] plugins_folder). Every route needs a signed-in user; nothing is written.
+Change here: routes, headers, where the page shows up. Not here: what the numbers are (jobs/services/report.py, trend.py, jobs/proposals.py), how they
+look (static/). Airflow loads this file as a plugin ([core] plugins_folder). Every route needs a signed-in user; nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 
 STATIC = Path(__file__).resolve().parent / "static"
 FILES = {
-    **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
+    **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js", "proposals.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
     "icon.svg": "image/svg+xml",
 }  # fmt: skip
 RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
@@ -76,6 +76,19 @@ def dag_run(run: Annotated[str, Query(max_length=500)]) -> Response:
     from jobs.services import report
 
     return _json(report.of_dag_run(Environment.load(), run))
+
+
+@app.get("/api/proposals")
+def proposed(run_key: RunKey) -> Response:
+    """Failure groups of the run with this training, with a priced proposal each; ``problem`` says in a sentence why there is none."""
+    from jobs import proposals
+    from jobs.contract import MoelineError
+    from jobs.environment import Environment
+
+    try:
+        return _json(proposals.describe(Environment.load(), run_key))
+    except MoelineError as problem:
+        return _json({"problem": str(problem)})
 
 
 @app.get("/trend")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ def add_to(found: argparse.ArgumentParser) -> None:
     found.add_argument("--max-items", type=int, metavar="N", help="at most N items of every task (a partial result, and called so)")
     found.add_argument("--mode", choices=("exact", "fixed"), default="exact", help="exact: Foundry's numbers, defects included (default)")
     found.add_argument("--batch-tokens", type=int, default=16_384, metavar="N", help="token positions of a forward pass; memory, not results")
+    found.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="Ray workers that share the items, on the platform's Ray or a local one (default: 1)"
+    )
     found.add_argument("--max-seq-len", type=int, metavar="N", help="longest sequence (default: the model's, at most 2048 as in Foundry's scores)")
     found.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder or tokenizer.json, where the model folder has none")
+    found.add_argument("--lm-eval-include", metavar="DIR", help="more task files for a suite's lm_eval_task entries; Python in them is run")
     found.add_argument("--no-cache", action="store_true", help="neither use nor keep answers in the moeline home (the journal in --out is used)")
     found.add_argument("--served-model", default="", metavar="NAME", help="model name at the URL (default: the first it lists)")
     found.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the URL's key (default: OPENAI_API_KEY)")
@@ -29,15 +34,27 @@ def add_to(found: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], None]) -> dict[str, Any]:
     """Run the command; prints the report where no JSON is asked for."""
+    from jobs.environment import Resources
     from jobs.evaluating import command, writing
+
+    def connect() -> AbstractContextManager[None]:
+        import torch
+
+        from jobs.services import ray_connection
+
+        return ray_connection.connected(env, Resources(cores=arguments.workers, memory_gib=0.0, gpus=torch.cuda.device_count()))
 
     options = command.Options(
         model=arguments.model, suite=arguments.suite, data=Path(arguments.data), out=Path(arguments.out),
         tasks=tuple(t.strip() for t in arguments.tasks.split(",") if t.strip()), max_items=arguments.max_items, mode=arguments.mode,
-        batch_tokens=arguments.batch_tokens, max_seq_len=arguments.max_seq_len, tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
+        batch_tokens=arguments.batch_tokens, workers=arguments.workers, max_seq_len=arguments.max_seq_len,
+        tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
         served_model=arguments.served_model, key_variable=arguments.key_env,
+        lm_eval_include=Path(arguments.lm_eval_include) if arguments.lm_eval_include else None,
     )  # fmt: skip
-    result = command.run(options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", echo=echo)
+    result = command.run(
+        options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", echo=echo, connect=connect
+    )
     if not arguments.json:
         print((options.out / writing.REPORT).read_text(), end="")
     return result

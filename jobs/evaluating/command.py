@@ -6,6 +6,7 @@ Change here: the order of things, progress. Not here: prompts and scores (models
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
-from jobs.evaluating import answers, model, questions, writing
+from jobs.evaluating import answers, lm_eval_tasks, model, questions, writing
 from models.gauntlet import averages, code_evaluation
 from models.gauntlet.gauntlet import gauntlet_averages
 from models.gauntlet.scoring import Response, score
@@ -22,11 +23,12 @@ from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mod
 
 MODES = (EXACT, FIXED)
 PORTION = 256
+_URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only."""
+    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only, ``lm_eval_include`` for tasks of lm_eval."""
 
     model: str
     suite: str
@@ -38,8 +40,10 @@ class Options:
     batch_tokens: int = 16_384
     max_seq_len: int | None = None
     tokenizer: Path | None = None
+    workers: int = 1
     served_model: str = ""
     key_variable: str = "OPENAI_API_KEY"
+    lm_eval_include: Path | None = None
 
 
 @dataclass
@@ -48,6 +52,8 @@ class _Asker:
 
     evaluated: model.EvaluatedModel
     options: Options
+    connect: Callable[[], contextlib.AbstractContextManager[None]]
+    until: contextlib.ExitStack
     counts: dict[str, int] = field(default_factory=lambda: {"asked": 0, "from_journal": 0, "from_cache": 0})
 
     @cached_property
@@ -56,6 +62,21 @@ class _Asker:
             from jobs.services.endpoint import EndpointScorer
 
             return EndpointScorer(self.evaluated.name, model=self.options.served_model, key_variable=self.options.key_variable)
+        if self.options.workers == 1:
+            return self.here
+        from jobs.services.ray_scoring import RayScorer
+
+        self.until.enter_context(self.connect())
+        found = RayScorer(
+            model.Loader(self.evaluated, self.options.batch_tokens), self.evaluated.encoder(), max_seq_len=self.evaluated.max_seq_len,
+            workers=self.options.workers, gpus=1.0 if self.evaluated.device == "cuda" else 0.0,
+        )  # fmt: skip
+        self.until.callback(found.close)
+        return found
+
+    @cached_property
+    def here(self) -> Any:
+        """A scorer in this process: lm_eval's tasks end their texts by rules of their own, which Ray's workers do not know."""
         return self.evaluated.scorer(self.options.batch_tokens)
 
 
@@ -71,39 +92,51 @@ def _score(benchmark: Benchmark, responses: Sequence[Response]) -> averages.Scor
     return averages.score_benchmark(benchmark.task, [i for i in benchmark.items if i.item_id in asked], responses)
 
 
-def run(options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, echo: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Evaluate and write ``options.out``; returns the content of scores.json. Raises MoelineError with what to do."""
+def run(
+    options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, echo: Callable[[str], None] = lambda _: None,
+    connect: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate and write ``options.out``; returns the content of scores.json. Raises MoelineError with what to do.
+
+    ``connect`` gives a connection to Ray, taken only when several workers have something to answer.
+    """
     started = time.monotonic()
     if options.mode not in MODES:
         raise MoelineError(f"--mode {options.mode!r} is unknown. Modes: {', '.join(MODES)}.")
     if options.batch_tokens < 1:
         raise MoelineError(f"--batch-tokens {options.batch_tokens} must be at least 1.")
-    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode)
-    if not asked.benchmarks:
+    if options.workers < 1 or (options.workers > 1 and options.model.startswith(_URLS)):
+        raise MoelineError(f"--workers {options.workers}: give 1 or more, and 1 for a served model, which has its own processes.")
+    asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode, include=options.lm_eval_include)
+    if not (asked.benchmarks or asked.lm_eval):
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers)
-    asker = _Asker(evaluated, options)
     # Nobody can see the weights of a served model, so its answers are never taken for those of another day.
     cache = answers.Cache(None if evaluated.kind == model.ENDPOINT else cache_folder)
     progress = writing.Progress(sum(map(len, asked.kept.values())), echo)
-    with answers.Journal(options.out) as journal:
+    with answers.Journal(options.out) as journal, contextlib.ExitStack() as until:
+        asker = _Asker(evaluated, options, connect, until)
         try:
             responses = _all_answers(asked, asker, journal, cache, progress)
             scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
-            result = _result(options, evaluated, asked, scores)
+            outside = lm_eval_tasks.answer(
+                asked.lm_eval, evaluated, lambda: asker.here, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
+                journal=journal, cache=cache, counts=asker.counts, echo=echo,
+            )  # fmt: skip
+            result = {**_result(options, evaluated, asked, scores), "lm_eval": outside.results}
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
-        writing.write(options.out, result, asked, responses)
+        writing.write(options.out, result, asked, responses, outside.items)
     return result
 
 
 def _model(options: Options, asked: questions.Questions, tokenizers: Path | None) -> model.EvaluatedModel:
-    if not options.model.startswith(("http://", "https://")):
+    if not options.model.startswith(_URLS):
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
     from jobs.services.endpoint import CHARACTERS
 
-    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)]
+    refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)] + [entry.label for entry in asked.lm_eval]
     if refused:
         raise MoelineError(
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "

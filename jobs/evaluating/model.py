@@ -6,10 +6,11 @@ Change here: how a folder is recognised. Not here: how weights are read (models/
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,37 @@ class EvaluatedModel:
             "dtype": self.dtype, "kind": self.kind, **named,
         }  # fmt: skip
 
+    def encoder(self) -> Any:
+        """The model's tokenizer. Raises MoelineError when it cannot be read."""
+        with _readable(self.name):
+            return RememberingEncoder(_encoder(self))
+
     def scorer(self, batch_tokens: int) -> Any:
         """A Scorer over the loaded model. Raises MoelineError when the folder does not hold a whole model."""
         from models.gauntlet.scoring import Scorer
 
-        try:
+        with _readable(self.name):
             model, encoder, cache_type = _loaded(self)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise MoelineError(f"Model {self.name} cannot be loaded: {error}") from error
         return Scorer(model, RememberingEncoder(encoder), max_seq_len=self.max_seq_len, batch_tokens=batch_tokens, cache_type=cache_type)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes the scorer of a model in another process."""
+
+    evaluated: EvaluatedModel
+    batch_tokens: int
+
+    def __call__(self) -> Any:
+        return self.evaluated.scorer(self.batch_tokens)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        raise MoelineError(f"Model {name} cannot be loaded: {error}") from error
 
 
 class RememberingEncoder:
@@ -148,21 +171,42 @@ def _place(kind: str) -> dict[str, str]:
     return {"device": device, "dtype": "bfloat16" if device == "cuda" and kind == OUTSIDE else "float32"}
 
 
+def _encoder(evaluated: EvaluatedModel) -> Any:
+    assert evaluated.tokenizer is not None  # noqa: S101 - a served model never comes here
+    from models.gauntlet import outside_models
+    from models.gauntlet.prompts import TokenizersEncoder, TransformersEncoder
+
+    if evaluated.kind == OUTSIDE:
+        return TransformersEncoder(outside_models.load_tokenizer(evaluated.tokenizer))
+    file = evaluated.tokenizer if evaluated.tokenizer.is_file() else evaluated.tokenizer / "tokenizer.json"
+    return TokenizersEncoder.from_bytes(file.read_bytes())
+
+
 def _loaded(evaluated: EvaluatedModel) -> tuple[Any, Any, Any]:
     """(model, encoder, cache type or None)."""
     assert evaluated.folder is not None and evaluated.tokenizer is not None  # noqa: S101 - a served model never comes here
     from models.gauntlet import outside_models
-    from models.gauntlet.prompts import TokenizersEncoder, TransformersEncoder
+    from models.gauntlet.prompts import TransformersEncoder
     from models.kv_cache import KVCache
 
     if evaluated.kind == OUTSIDE:
         model, tokenizer = outside_models.load(evaluated.folder, tokenizer=evaluated.tokenizer, device=evaluated.device, dtype=evaluated.dtype)
         return model, TransformersEncoder(tokenizer), None
-    file = evaluated.tokenizer if evaluated.tokenizer.is_file() else evaluated.tokenizer / "tokenizer.json"
-    encoder = TokenizersEncoder.from_bytes(file.read_bytes())
+    encoder = _encoder(evaluated)
     model = _own_model(evaluated)
     outside_models.check_vocabulary(evaluated.folder, encoder.tokenizer.get_vocab().values(), model.lm_head.weight.shape[0])
     return model.float().to(evaluated.device).eval(), encoder, KVCache
+
+
+def _encoder(evaluated: EvaluatedModel) -> Any:
+    assert evaluated.tokenizer is not None  # noqa: S101 - a served model never comes here
+    from models.gauntlet import outside_models
+    from models.gauntlet.prompts import TokenizersEncoder, TransformersEncoder
+
+    if evaluated.kind == OUTSIDE:
+        return TransformersEncoder(outside_models.load_tokenizer(evaluated.tokenizer))
+    file = evaluated.tokenizer if evaluated.tokenizer.is_file() else evaluated.tokenizer / "tokenizer.json"
+    return TokenizersEncoder.from_bytes(file.read_bytes())
 
 
 def _own_model(evaluated: EvaluatedModel) -> Any:

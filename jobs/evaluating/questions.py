@@ -1,17 +1,18 @@
-"""What is asked: a suite (Foundry's task or gauntlet YAML), narrowed by --tasks and --max-items.
+"""What is asked: a suite (Foundry's task or gauntlet YAML, tasks of lm_eval among its entries), narrowed by --tasks and --max-items.
 
 Anything that makes it less than the whole suite is said in ``partial``, and then no mean is called core_average.
-Change here: how a suite is chosen. Not here: Foundry's formats (models/gauntlet/tasks.py).
+Change here: how a suite is chosen. Not here: Foundry's formats (models/gauntlet/tasks.py), entries for lm_eval (lm_eval_tasks.py).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.contract import MoelineError
+from jobs.evaluating import lm_eval_tasks
 from models.gauntlet import own_data, tasks
 from models.gauntlet.gauntlet import Gauntlet, read_gauntlet, read_yaml
 from models.gauntlet.tasks import Benchmark
@@ -21,13 +22,17 @@ _ORDER_SEED = 1234
 
 @dataclass(frozen=True)
 class Questions:
-    """``kept``: label -> item ids asked, in file order. ``partial``: why this is not the whole suite. ``gauntlet``: where the suite is one."""
+    """``kept``: label -> item ids asked, in file order. ``partial``: why this is not the whole suite. ``gauntlet``: where the suite is one.
+
+    ``lm_eval``: entries that name a task of lm_eval, which is no part of the suite's averages.
+    """
 
     suite: str
     benchmarks: tuple[Benchmark, ...]
     kept: dict[str, tuple[str, ...]]
     partial: tuple[str, ...]
     gauntlet: Gauntlet | None = None
+    lm_eval: tuple[lm_eval_tasks.Entry, ...] = ()
 
     @property
     def sampled(self) -> bool:
@@ -35,18 +40,28 @@ class Questions:
         return any(len(self.kept[b.task.label]) < len(b.items) for b in self.benchmarks)
 
 
-def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | None = None, mode: tasks.Mode = tasks.EXACT) -> Questions:
-    """Read the suite and its data. Raises MoelineError naming a missing file, an unknown task or a data set that is not there."""
+def load(
+    suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | None = None, mode: tasks.Mode = tasks.EXACT, include: Path | None = None
+) -> Questions:
+    """Read the suite and its data. Raises MoelineError naming a missing file, an unknown task or a data set that is not there.
+
+    ``include``: a folder of task files for lm_eval.
+    """
     if max_items is not None and max_items < 1:
         raise MoelineError(f"--max-items {max_items} must be at least 1.")
     try:
         file = _suite_file(suite, data)
         tasks_yaml, gauntlet_yaml = _yaml_pair(file)
         folder = data / "local_data" if (data / "local_data").is_dir() else data
-        declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml)]
-        wanted = _selected(declared, only, file)
+        outside, foundry = _lm_eval_entries(tasks_yaml)
+        declared = [task.label for task, _ in tasks.declared(tasks_yaml, folder, gauntlet_yaml, left_out=lm_eval_tasks.KEY)] if foundry else []
+        wanted = _selected([*declared, *(entry.label for entry in outside)], only, file)
+        outside = tuple(entry for entry in outside if entry.label in wanted)
+        wanted = [label for label in wanted if label in declared]
         gauntlet = read_gauntlet(gauntlet_yaml) if gauntlet_yaml else None
-        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted, mode=mode)
+        benchmarks = tasks.load_foundry(tasks_yaml, folder, gauntlet_yaml, only=wanted, mode=mode, left_out=lm_eval_tasks.KEY) if wanted else []
+        if outside:
+            lm_eval_tasks.manager([entry.task for entry in outside], include)
     except ValueError as error:  # models know nothing of jobs' errors
         raise MoelineError(f"Suite {suite}: {str(error).replace('only=', '--tasks')}") from error
     kept = {b.task.label: _kept(b, max_items) for b in benchmarks}
@@ -55,7 +70,7 @@ def load(suite: str, data: Path, *, only: Sequence[str] = (), max_items: int | N
         partial.append(f"--tasks leaves out {', '.join(left)}")
     if any(len(kept[b.task.label]) < len(b.items) for b in benchmarks):
         partial.append(f"--max-items {max_items}")
-    return Questions(file.name, tuple(benchmarks), kept, tuple(partial), gauntlet)
+    return Questions(file.name, tuple(benchmarks), kept, tuple(partial), gauntlet, outside)
 
 
 def _suite_file(suite: str, data: Path) -> Path:
@@ -85,6 +100,14 @@ def _yaml_pair(file: Path) -> tuple[Path, Path | None]:
     return beside, file
 
 
+def _lm_eval_entries(tasks_yaml: Path) -> tuple[tuple[lm_eval_tasks.Entry, ...], bool]:
+    """(entries that name a task of lm_eval, whether there are others)."""
+    listed = read_yaml(tasks_yaml).get("icl_tasks") or []
+    listed = listed if isinstance(listed, list) else [listed]
+    theirs = [raw for raw in listed if isinstance(raw, dict) and lm_eval_tasks.KEY in raw]
+    return lm_eval_tasks.entries(theirs, str(tasks_yaml)), len(theirs) < len(listed) or not listed
+
+
 def _selected(declared: Sequence[str], only: Sequence[str], file: Path) -> list[str]:
     """The declared labels that ``only`` names (all, if it names none), in YAML order."""
     wanted = {label for name in only or declared for label in tasks.SELECTIONS.get(name, (name,))}
@@ -106,4 +129,5 @@ def digest(questions: Questions) -> str:
     """sha256 hex of which items are asked."""
     import hashlib
 
-    return hashlib.sha256(json.dumps(questions.kept, sort_keys=True).encode()).hexdigest()
+    asked = {**questions.kept, **{entry.label: asdict(entry) for entry in questions.lm_eval}}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

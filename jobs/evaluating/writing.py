@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluating.answers import write_whole
+from jobs.evaluating.lm_eval_results import Judged
 from jobs.evaluating.questions import Questions
+from models.gauntlet import calibration
 from models.gauntlet.scoring import Response
-from models.gauntlet.tasks import Task
 
 SCORES, RESPONSES, REPORT = "scores.json", "responses.parquet", "report.md"
 MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
@@ -61,26 +62,28 @@ class Progress:
         self.echo(f"{self.label}: {int(now):,} of {self.total:,} items, {elapsed:.0f} s, {left}")
 
 
-def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Mapping[str, Sequence[Response]]) -> None:
-    """Write the three files into ``out``; scores.json last, so that its presence says the others are there."""
+def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Mapping[str, Sequence[Response]], outside: Sequence[Judged] = ()) -> None:
+    """Write the three files into ``out``; scores.json last, so that its presence says the others are there. ``outside``: items lm_eval judged."""
     kinds = {b.task.label: b.task for b in asked.benchmarks}
     digest = result["weights_digest"][:16]
-    rows = [_row(kinds[label], r, digest) for label, answered in responses.items() for r in answered]
-    write_whole(out / RESPONSES, _parquet(rows))
-    write_whole(out / REPORT, report(result, responses).encode())
+    rows = [_row(label, kinds[label].category, kinds[label].num_fewshot, r, digest) for label, answered in responses.items() for r in answered]
+    theirs = [_row(one.benchmark, one.category, one.shots, one.response, digest, lm_eval=one.metrics) for one in outside]
+    write_whole(out / RESPONSES, _parquet([*rows, *theirs]))
+    write_whole(out / REPORT, report(result, responses, calibration.tasks(rows)).encode())
     write_whole(out / SCORES, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
 
 
-def _row(task: Task, response: Response, weights_digest: str) -> dict[str, Any]:
+def _row(benchmark: str, category: str, shots: int, response: Response, weights_digest: str, **more: Any) -> dict[str, Any]:
     """A row has the columns of table ``responses``, and the number of tokens of every choice."""
-    item = {"prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": task.num_fewshot, "subset": response.subset}
+    item = {"prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": shots, "subset": response.subset, **more}
     per_token = zip(response.sum_logprobs, response.mean_logprobs, strict=True)
     return {
-        "benchmark": task.label, "category": task.category, "item_id": response.item_id, "kind": response.kind, "prompt_hash": response.prompt_hash,
+        "benchmark": benchmark, "category": category, "item_id": response.item_id, "kind": response.kind, "prompt_hash": response.prompt_hash,
         "n_prompt_tokens": response.n_prompt_tokens, "n_choice_tokens": [round(s / m) if m else 0 for s, m in per_token],
         "choices": [c[:MAX_CHOICE_CHARS] for c in response.choices], "sum_logprobs": list(response.sum_logprobs),
         "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
         "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest, "item": json.dumps(item),
+        "confidence": response.confidence,
     }  # fmt: skip
 
 
@@ -89,7 +92,8 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow.parquet as pq
 
     lists = {"sum_logprobs": pa.float64(), "mean_logprobs": pa.float64(), "choices": pa.string(), "n_choice_tokens": pa.int64()}
-    columns = {name: pa.array([row[name] for row in rows], pa.list_(lists[name]) if name in lists else None) for name in rows[0]}
+    types = {"confidence": pa.float64(), **{name: pa.list_(inside) for name, inside in lists.items()}}
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
     target = io.BytesIO()
     pq.write_table(pa.table(columns), target)
     return target.getvalue()
@@ -101,7 +105,7 @@ def plain(text: object) -> str:
     return html.escape(_MARKDOWN.sub(r"\\\1", visible))
 
 
-def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]]) -> str:
+def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]], summaries: Sequence[calibration.TaskSummary] = ()) -> str:
     """The Markdown report."""
     lines = [f"# {plain(result['model'])} on {plain(result['suite'])}", ""]
     lines += [f"- {name}: {plain(result[key])}" for name, key in (("weights", "weights_digest"), ("tokenizer", "tokenizer_digest"), ("mode", "mode"))]
@@ -118,14 +122,39 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
         lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
     if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
         lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
+    lines += _calibration(summaries)
+    lines += _lm_eval(result.get("lm_eval") or ())
     lines += _examples(responses)
     return "\n".join(lines) + "\n"
+
+
+def _calibration(summaries: Sequence[calibration.TaskSummary]) -> list[str]:
+    known = [f"{plain(s.benchmark)} {s.ece:.3f}" for s in summaries if s.ece is not None]
+    lines = ["", f"Calibration error (0: as often right as it is sure, 10 buckets): {', '.join(known)}."] if known else []
+    if unknown := [f"{plain(s.benchmark)} ({s.without_ece})" for s in summaries if s.ece is None]:
+        lines += ["", f"No calibration error: {', '.join(unknown)}."]
+    return lines
 
 
 def _score_line(s: Mapping[str, Any]) -> str:
     name = {"*": "mean", "**": "all"}.get(s["benchmark"], s["benchmark"])
     numbers = " | ".join(f"{s[k]:.4f}" for k in ("accuracy", "stderr", "chance", "best_constant", "score"))
     return f"| {plain(s['category'])} | {plain(name)} | {s['shots']} | {s['n']} | {numbers} |"
+
+
+def _lm_eval(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Metrics of lm_eval have their own table: other rules, other scales, and some are better when they are lower."""
+    if not results:
+        return []
+    lines = ["", "## Tasks of lm_eval", "", "By lm_eval's own metrics, as its hf backend would give them; no part of any average above.", ""]
+    lines += ["| task | shots | items | metric | filter | value | standard error | better |", "|---|--:|--:|---|---|--:|--:|---|"]
+    for one in results:
+        for m in one["metrics"]:
+            error = "none" if m["stderr"] is None else f"{m['stderr']:.4f}"
+            better = {True: "higher", False: "lower"}.get(m["higher_is_better"], "")
+            about = f"| {plain(one['benchmark'])} | {plain(one['shots'])} | {plain(one['n'])} of {plain(one['n_all'])}"
+            lines.append(f"{about} | {plain(m['name'])} | {plain(m['filter'])} | {m['value']:.4f} | {error} | {better} |")
+    return lines
 
 
 def _examples(responses: Mapping[str, Sequence[Response]]) -> list[str]:

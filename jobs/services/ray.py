@@ -1,4 +1,4 @@
-"""Ray Train: launch trainings on the platform's Ray head (or a local Ray of this process), follow them, end them with this process.
+"""Ray Train: launch trainings on Ray (ray_connection.py), follow them, end them with this process.
 
 Starting costs about 15 s on two quiet cores with a running head, 25 s without (measured); half of Ray Train's usual launch, because
 only the worker imports torch: the driver and the controller get a plain backend. Change here: how training processes start.
@@ -10,33 +10,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment, Resources
-from jobs.services import platform
+from jobs.services import ray_connection
 from jobs.services.training import ERROR, METRICS, TrainingRun, parsed, result_of
 
 MAX_RESTARTS = 2  # worker processes that may die (out of memory, a lost node) before the attempt fails
-LOCAL_STARTS = 3
 POLL_SECONDS = 0.5
 
 # Where Ray Train spends its launch beyond starting processes. Whoever runs a cluster may set them otherwise.
 _TRAIN_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # an exporter per process; our metrics go through metrics.jsonl
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon the end of training is noticed
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default: do not hide accelerators from a worker that asked for none
 }
+_ONE_MACHINE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no node is ever taken away, so nothing needs to watch for it
 
 
 @dataclass
@@ -65,7 +60,8 @@ def train(
     launch = Launch(processes=min(processes, len(waiting)))
     if waiting:
         began = time.time()
-        with _connected(env, resources):
+        settings = _TRAIN_SETTINGS if env.services.get("ray_address") else {**_TRAIN_SETTINGS, **_ONE_MACHINE_SETTINGS}
+        with ray_connection.connected(env, resources, settings):
             followers = [_Follower(i, Path(run.folder) / METRICS, began, on_step) for i, run in enumerate(runs)]
             _fit(waiting, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers)
         starts = [f.started_at for f in followers if f.started_at is not None]
@@ -74,59 +70,6 @@ def train(
     if len(launch.results) < len(runs):
         raise MoelineError(f"{len(runs) - len(launch.results)} of {len(runs)} trainings of {name} did not finish. Run the stage again: it continues.")
     return launch
-
-
-@contextlib.contextmanager
-def _connected(env: Environment, resources: Resources) -> Iterator[None]:
-    """A connection to the platform's Ray head, else a local Ray that ends with this block."""
-    address = env.platform.get("ray_address")
-    for key, value in _TRAIN_SETTINGS.items():
-        os.environ.setdefault(key, value)
-    if not env.services.get("ray_address"):  # one machine: no node is ever taken away, so nothing needs to watch for it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if address:
-        _require_answer(address)
-        os.environ.update(platform.client_environment(env))  # the head's token; must be set before ray is imported
-        settings: dict[str, Any] = {"address": address}
-    else:
-        # A fresh token of this process: without one Ray would write its own into the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray listens on all interfaces unless clusters are switched off
-        cpus = max(1, int(env.services.get("ray_cpus", os.cpu_count() or 1)))
-        settings = {"num_cpus": cpus, "num_gpus": int(resources.gpus), "include_dashboard": False, "object_store_memory": 128 << 20}
-    import ray
-
-    _init(settings, attempts=1 if address else LOCAL_STARTS)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _init(settings: dict[str, Any], *, attempts: int) -> None:
-    """ray.init; a local Ray gives itself 30 s to start, which a machine busy with other work can miss."""
-    import ray
-
-    for attempt in range(1, attempts + 1):
-        try:
-            ray.init(**settings, logging_level="ERROR", log_to_driver=False, configure_logging=False)
-            return
-        except Exception as error:  # Ray raises plain Exception here, among others
-            ray.shutdown()
-            if attempt == attempts:
-                where = settings.get("address", f"this machine ({attempts} times)")
-                reason = str(error).strip().splitlines()
-                raise MoelineError(f"Ray could not be reached or started on {where}: {reason[0] if reason else type(error).__name__}") from error
-
-
-def _require_answer(address: str) -> None:
-    """Ray itself waits over a minute for a head that is not there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        raise MoelineError(f"The Ray head at {address} does not answer ({error}). See `moeline status`; `moeline up` starts it again.") from None
 
 
 def _fit(

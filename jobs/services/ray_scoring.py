@@ -21,19 +21,24 @@ MAX_DEATHS = 3  # workers that may die before scoring fails
 
 
 class RayScorer:
-    """``load``: makes the Scorer inside a worker, from what it carries (paths, not weights). Needs a connected Ray.
+    """``load``: makes the Scorer inside a worker, from what it carries (paths, not weights). Needs a connected Ray (ray_connection.py).
 
-    ``encoder`` and ``max_seq_len`` are those of the Scorers. ``chunks_done`` says how many chunks each worker answered. Raises
-    MoelineError when more than ``MAX_DEATHS`` workers die.
+    The cores of the cluster are shared out among the workers, each takes ``gpus``; ``encoder`` and ``max_seq_len`` are those of the Scorers.
+    ``chunks_done`` says how many chunks each worker answered. Raises MoelineError when the cluster is too small for the workers, more than
+    ``MAX_DEATHS`` of them die, or one cannot load the model.
     """
 
-    def __init__(self, load: Callable[[], Any], encoder: Encoder, *, max_seq_len: int, workers: int, threads: int = 1) -> None:
-        if workers < 1 or threads < 1:
-            raise MoelineError(f"Asked for {workers} scoring workers of {threads} threads; give at least 1 of each.")
+    def __init__(self, load: Callable[[], Any], encoder: Encoder, *, max_seq_len: int, workers: int, gpus: float = 0.0) -> None:
         import ray
 
-        self.encoder, self.max_seq_len, self.threads = encoder, max_seq_len, threads
-        self._load = ray.put(load)
+        there = ray.cluster_resources()
+        cores = int(there.get("CPU", 0))
+        if not 1 <= workers <= cores or workers * gpus > there.get("GPU", 0):
+            raise MoelineError(
+                f"Asked for {workers} scoring workers of a core and {gpus:g} GPUs each; Ray has {cores} cores and {there.get('GPU', 0):g} GPUs. Ask for fewer."
+            )
+        self.encoder, self.max_seq_len, self.threads, self.gpus = encoder, max_seq_len, cores // workers, gpus
+        self._load = [ray.put(load)]  # in a list Ray leaves it closed until the worker, which knows by then where the code lies, asks for it
         self._deaths = 0
         self.workers = [self._start() for _ in range(workers)]
         self.chunks_done = [0] * workers
@@ -43,7 +48,7 @@ class RayScorer:
         from ray import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker learns where the code lies before importing it
-        return ray.remote(num_cpus=self.threads)(_Worker).remote(str(REPO), self._load, self.threads)
+        return ray.remote(num_cpus=self.threads, num_gpus=self.gpus)(_Worker).remote(str(REPO), self._load, self.threads)
 
     def continuation_scores(self, pairs: Iterable[Any], progress: Callable[[int, int], None] | None = None) -> dict[Any, Any]:
         """As Scorer.continuation_scores."""
@@ -81,7 +86,8 @@ class RayScorer:
             except ray.exceptions.RayActorError as error:
                 self._deaths += 1
                 if self._deaths > MAX_DEATHS:
-                    raise MoelineError(f"{self._deaths} scoring workers died, the last one with: {str(error).splitlines()[0]}") from error
+                    reason = str(error).strip().splitlines()[-1]
+                    raise MoelineError(f"{self._deaths} scoring workers died, the last one with: {reason}") from error
                 waiting.appendleft(chunk)
                 self.workers[worker] = self._start()
             idle.append(worker)
@@ -112,12 +118,13 @@ def _chunks(sorted_prompts: list[Any], size: Callable[[Any], int]) -> Iterator[l
 class _Worker:
     """Runs in a Ray worker: a Scorer that answers one chunk at a time."""
 
-    def __init__(self, repo: str, load: Callable[[], Any], threads: int) -> None:
+    def __init__(self, repo: str, load: list[Any], threads: int) -> None:
         sys.path.insert(0, repo)
+        import ray
         import torch
 
         torch.set_num_threads(threads)
-        self.scorer = load()
+        self.scorer = ray.get(load[0])()
 
     def answer(self, what: str, *arguments: Any) -> Any:
         return getattr(self.scorer, what)(*arguments)

@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jobs.contract import StageResult, TableVersion
+from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results
 
 BUILD = ("forecast", "train", "evaluate", "review", "register")
+_KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
 
 
@@ -76,6 +77,26 @@ def _runs(records: Records) -> list[dict[str, Any]]:
     builds += [{"forecast": r} for r in records.by_stage["forecast"] if r.run_key not in known]  # stopped before training
     described = [_describe(records, stages) for stages in builds]
     return sorted(described, key=lambda run: run["finished_at"])
+
+
+def named(records: Records, name: str) -> dict[str, Any]:
+    """The newest model build called ``name``: its run id, model version (v3, 3, champion) or the first 6 or more characters of its training's run key.
+
+    Raises MoelineError when there is none, or more than one key begins so.
+    """
+    found = list(reversed(_runs(records)))
+    version = records.champion if name == "champion" else name.removeprefix("v")
+    exact = [run for run in found if run["run_id"] == name or (run["model_version"] is not None and run["model_version"] == version)]
+    if exact:
+        return exact[0]
+    begun = [run for run in found if len(name) >= _KEY_DIGITS and run["run_keys"].get("train", "").startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
+    what = f"the run keys of {len(begun)} trainings begin so" if begun else f"there are {len(found)} others" if found else "nothing has been built yet"
+    raise MoelineError(
+        f"No run is called {name!r}: {what}. A run is a run id of `moeline report`, a registered version (v3, 3 or champion) or the first "
+        f"{_KEY_DIGITS} or more characters of a training's run key."
+    )
 
 
 def _build(records: Records, trained: StageResult) -> dict[str, StageResult]:

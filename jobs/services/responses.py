@@ -56,6 +56,7 @@ def find(env: Environment, name: str) -> Model:
 def from_file(path: Path) -> Model:
     """Responses written by ``moeline evaluate``: the Parquet file or the folder that holds it."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     file = path / "responses.parquet" if path.is_dir() else path
@@ -68,7 +69,7 @@ def from_file(path: Path) -> Model:
         rows = pq.read_table(file, columns=[*COLUMNS, *(c for c in OPTIONAL if c in known)])
     except (pa.ArrowException, OSError) as error:
         raise MoelineError(f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}). Write it again with `moeline evaluate`.") from None
-    return Model(str(path), f"file {file}", rows)
+    return Model(str(path), f"file {file}", rows.filter(pc.is_valid(rows["correct"])))  # perplexities of lm_eval are neither right nor wrong
 
 
 def _recorded(env: Environment, stage: str, run_key: str) -> StageResult:
@@ -80,7 +81,7 @@ def _recorded(env: Environment, stage: str, run_key: str) -> StageResult:
 
 def _stored(env: Environment, evaluated: StageResult) -> pa.Table:
     """The rows one evaluation published."""
-    names = [*COLUMNS, "kind", "choices", "output", "item", "weights_digest"]
+    names = [*COLUMNS, "kind", "choices", "output", "item", "confidence", "weights_digest"]
     return delta.dataset(env, evaluated.table("responses"), where_in=[evaluated.run_key]).to_table(columns=names)
 
 

@@ -1,4 +1,4 @@
-"""Clean: ``documents`` -> ``clean_documents`` (normalised, with every measured score) and ``rejections`` (every broken rule).
+"""Clean: ``documents`` -> ``clean_documents`` (normalised, redacted, with every measured score) and ``rejections`` (every broken rule).
 
 Change here: order of steps, how texts are normalised. Not here: rules and thresholds (jobs/stages/rules), which rules a source
 gets and which licences may train (CleanConfig), licence expressions (jobs/stages/rules/licence.py).
@@ -16,11 +16,12 @@ from jobs.contract import MoelineError, StageOutput, Tools
 from jobs.stages import rules
 from jobs.stages.rules.licence import LicenceList
 from jobs.stages.rules.normalise import normalise
+from jobs.stages.rules.redact import kinds, redact
 
 ENGINE = "spark"
 READS = {"documents": "interval"}
 WRITES = ("clean_documents", "rejections")
-REVISION = 1
+REVISION = 2
 
 _BATCH_BYTES = 4 << 20
 _JUDGED = (
@@ -52,6 +53,7 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
 
     chosen = rules_by_source(config)
     LicenceList(config.allowed_licences, config.allow_unknown_licence)
+    redacted = kinds(config.redact)
     columns = ("doc_id", "source", "uri", "licence", "text")
     # One landing file may be one partition; judging is the expensive part and rows are independent.
     documents = inputs["documents"].select(*columns).repartition(f.col("doc_id"))
@@ -59,7 +61,7 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     kept = judged.where(f.size("broken") == 0).select("doc_id", "source", "uri", "licence", "text", "n_bytes", "scores")
     broken = judged.where(f.size("broken") > 0).select("doc_id", "source", f.explode("broken").alias("b"))
     rejections = broken.select("doc_id", "source", f.lit("clean").alias("stage"), "b.rule", "b.value", "b.threshold", "b.detail")
-    return StageOutput({"clean_documents": kept, "rejections": rejections}, _metrics(judged, chosen))
+    return StageOutput({"clean_documents": kept, "rejections": rejections}, {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)})
 
 
 def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[
             by_rule[row["rule"]] = by_rule.get(row["rule"], 0) + row["n"]
     documents, kept = (sum(source[name] for source in by_source.values()) for name in ("documents", "kept"))
     # A rule that never fires may be a dead one (a misspelt name went unnoticed for years in a public pipeline): say so.
-    applied = {rule.name for source in by_source for rule in chosen.get(source, chosen["*"])}
+    applied = {rule.name for source in by_source for rule in chosen.get(source, chosen["*"]) if rule.may_reject}
     return {
         "documents": documents,
         "kept": kept,
@@ -99,6 +101,17 @@ def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[
         "rejected_by_rule": dict(sorted(by_rule.items())),
         "rules_without_rejection": sorted(applied - by_rule.keys()),
     }
+
+
+def _redacted(judged: Any, names: tuple[str, ...]) -> dict[str, int]:
+    """How many values of each kind were replaced in the kept documents."""
+    from pyspark.sql import functions as f
+
+    if not names:
+        return {}
+    counts = [f.sum(f.get_json_object("scores", f"$['pii.{name}']").cast("double")).alias(name) for name in names]
+    found = judged.where(f.size("broken") == 0).agg(*counts).collect()[0]
+    return {name: int(found[name] or 0) for name in sorted(names)}
 
 
 def _judge_batches(batches: Iterable[Any], *, config: CleanConfig) -> Iterator[Any]:
@@ -134,18 +147,21 @@ class Judge:
 
     def __init__(self, config: CleanConfig):
         self._rules = rules_by_source(config)
-        self._is_code = {source: "code" in names for source, names in config.rules}
+        self._sets = dict(config.rules)
+        self._redact = kinds(config.redact)
         self._licences = LicenceList(config.allowed_licences, config.allow_unknown_licence)
 
     def __call__(self, source: str, licence: str | None, text: str) -> tuple[str | None, int, str, list[dict[str, Any]]]:
         """Normalised text (None when rejected), its UTF-8 bytes, scores as JSON, and one entry per broken rule."""
         key = source if source in self._rules else "*"
-        features = rules.Features(normalise(text, is_code=self._is_code[key]))
+        names = self._sets[key]
+        text, redacted = redact(normalise(text, is_code="code" in names), self._redact)
+        features = rules.features(names, text)
         broken: list[dict[str, Any]] = []
         refused = self._licences.refuse(licence)
         if refused:
             broken.append({"rule": refused, "value": None, "threshold": None, "detail": licence})
-        scores = {}
+        scores: dict[str, float] = {f"pii.{kind}": n for kind, n in redacted.items()}
         for rule in self._rules[key]:
             value = float(rule.measure(features))
             scores[rule.name] = round(value, 6)

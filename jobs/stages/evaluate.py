@@ -234,12 +234,18 @@ def _response_row(task: tasks.Task, response: Response, weights_digest: str, con
         "n_prompt_tokens": response.n_prompt_tokens, "choices": [c[:MAX_CHOICE_CHARS] for c in choices], "sum_logprobs": list(response.sum_logprobs),
         "mean_logprobs": list(response.mean_logprobs), "output": response.output[:MAX_CHOICE_CHARS], "prediction": response.prediction,
         "gold": response.gold, "correct": response.correct, "truncated": response.truncated, "weights_digest": weights_digest,
-        "item": json.dumps(item),
+        "item": json.dumps(item), "confidence": response.confidence,
     }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
     import pyarrow as pa
 
-    types = {"sum_logprobs": pa.list_(pa.float64()), "mean_logprobs": pa.list_(pa.float64()), "choices": pa.list_(pa.string()), "accuracy_clean": pa.float64()}
+    types = {
+        "sum_logprobs": pa.list_(pa.float64()),
+        "mean_logprobs": pa.list_(pa.float64()),
+        "choices": pa.list_(pa.string()),
+        "accuracy_clean": pa.float64(),
+        "confidence": pa.float64(),
+    }
     return pa.table({name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]})

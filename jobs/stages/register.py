@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def _champion(version: Any) -> Candidate | None:
     return Candidate(**json.loads(version.tags["candidate"]))
 
 
-def _paired(responses: Any, champion: Any, tools: Tools) -> tuple[list[PairedLoss], str]:
+def _paired(responses: Any, champion: Any, tools: Tools) -> tuple[Sequence[PairedLoss], str]:
     """(losses against the champion's stored answers to the same items, ""), or ([], why there is nothing paired to judge)."""
     from jobs.services import responses as stored
     from models.gauntlet import paired
@@ -159,7 +158,7 @@ def _paired(responses: Any, champion: Any, tools: Tools) -> tuple[list[PairedLos
         if left_out:
             n = sum(one.only_a + one.only_b + one.other_prompt for one in left_out)
             return [], f"the models did not answer the same items ({len(pairs.a)} in common, {n} not, the first in {left_out[0].benchmark})"
-        return [PairedLoss(**asdict(loss)) for loss in paired.losses(paired.strata(pairs))], ""
+        return paired.losses(paired.strata(pairs)), ""
     except ValueError as problem:
         return [], f"the answers cannot be paired ({problem})"
 

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
-from models.gauntlet.tasks import FIXED, GENERATION, Task
-
-if TYPE_CHECKING:
-    from models.gauntlet.scoring import Response
+from models.gauntlet.tasks import FIXED, Task
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _AROUND_NUMBER = "$€£% ."  # what may stand around a number in a gold answer without making it a text
@@ -64,14 +59,3 @@ def generation_is_right(task: Task, output: str, answers: Iterable[str]) -> bool
     number = _NUMBER.search(part)
     given = {answer_key(task, part)} | ({_value(number.group())} if number and any(key.startswith("number ") for key in wanted) else set())
     return bool(given & wanted)
-
-
-def rejudged(task: Task, responses: Sequence[Response]) -> list[Response]:
-    """The same stored outputs judged in ``task.mode``. Only generation is judged from its text; other kinds come back unchanged.
-
-    Valid where both modes ask the same (``prompts.changed_items``); the items they name have to be asked again.
-    """
-    if task.kind != GENERATION:
-        return list(responses)
-    rights = [generation_is_right(task, response.output, response.choices) for response in responses]
-    return [replace(response, correct=right, prediction=0 if right else -1) for response, right in zip(responses, rights, strict=True)]

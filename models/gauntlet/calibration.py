@@ -4,12 +4,12 @@ Calibration error as in Composer (InContextLearning*ExpectedCalibrationError, 10
 the error is the mean, weighted by answers, of |share right - middle of the bucket|. Note the middle, not the mean confidence: a model that
 is right and certain has an error of .05.
 
-multiple choice, schema  confidence = probability of the likeliest option over the sum over options, of whole options. Composer takes the
-                         mean probability of an option's tokens, which log-probabilities summed over them do not hold; the two are the same
-                         where options are one token (letters)
-language modeling        confidence = the least likely token of the model's own greedy answer. The gold answer's log-probability cannot say
-                         it where the answer is wrong, so this needs the stored column ``confidence``; without it the error is None.
-generation               not defined (None)
+multiple choice, schema  confidence = probability per token (the geometric mean) of the chosen option over the sum over options. It is the
+                         number that chooses, so the surest option is the one answered. Composer takes the arithmetic mean, which can be surer
+                         of another option than of the answer that is scored; the two are the same where options are one token (letters)
+language modeling        confidence = the least likely token of the model's own greedy answer (Composer's exactly). The gold answer's
+                         log-probability cannot say it where the answer is wrong, so it is stored as ``confidence``; None for older responses
+generation, code         not defined (None): of a generated text only whether it is right is known
 
 Change here: what is said about a single model. Not here: scores and their baselines (averages.py), two models (paired.py).
 """
@@ -32,7 +32,7 @@ STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """``above_constant``: accuracy minus two standard errors is more than the best constant answer. ``ece``: None where it cannot be computed."""
+    """``above_constant``: accuracy minus two standard errors is more than the best constant answer. ``ece`` None: ``without_ece`` says why."""
 
     benchmark: str
     category: str
@@ -42,6 +42,7 @@ class TaskSummary:
     best_constant: float
     above_constant: bool
     ece: float | None
+    without_ece: str = ""
 
 
 def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], buckets: int = BUCKETS) -> float:
@@ -58,10 +59,10 @@ def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bo
 
 def confidence(response: Mapping[str, Any]) -> float | None:
     """How sure the model was of its answer, 0..1; None where the response does not say."""
-    sums = response.get("sum_logprobs") or ()
-    if len(sums) > 1:
-        top = max(sums)
-        return 1.0 / sum(math.exp(value - top) for value in sums)
+    means = response.get("mean_logprobs") or ()
+    if len(means) > 1:
+        chosen = means[response["prediction"]]
+        return 1.0 / sum(math.exp(value - chosen) for value in means)
     stored = response.get("confidence")
     return None if stored is None else float(stored)
 
@@ -91,7 +92,9 @@ def tasks(responses: Sequence[Mapping[str, Any]]) -> list[TaskSummary]:
         known = [c for c in sure if c is not None]
         ece = expected_calibration_error(known, [r["correct"] for r in members]) if len(known) == len(members) else None
         above = accuracy - STANDARD_ERRORS * stderr > constant
-        found.append(TaskSummary(name, members[0]["category"], len(members), accuracy, stderr, constant, above, ece))
+        generated = all(len(r.get("mean_logprobs") or ()) == 0 for r in members)
+        reason = "" if ece is not None else "not defined for text" if generated else "not stored then"
+        found.append(TaskSummary(name, members[0]["category"], len(members), accuracy, stderr, constant, above, ece, reason))
     return found
 
 

@@ -14,6 +14,9 @@ category p   sign flip: were the models interchangeable, each item's difference 
 detectable   the true difference found with 80 % power by the adjusted test (normal approximation). One item more is taken to be answered
              differently than was, so that two models that agree everywhere do not promise that any difference would be seen.
 
+What that guards against is items: were others asked, would the answer be another? A recipe trained twice differs by more than its items
+say (the same seed noise in every item of a skill); a significant loss is one of these weights, not of the recipe.
+
 Change here: how two models are compared. Not here: where responses come from (jobs/services/responses.py), thresholds (expectations/gates.py).
 """
 

@@ -15,6 +15,7 @@ import numpy as np
 
 LEAST_SAVING = 32  # positions: a shared beginning that saves fewer is not worth a pass of its own
 MOST_LEVELS = 8  # bounds what is held at once
+PASS_COST = {"cpu": 128, "gpu": 4096}  # positions; measured on 2 cores: below some 64 rows matrix products get slower, and Python is felt
 ROWS_PER_THREAD = 16  # of a pass: with fewer, the last bits of a row change with their number (see models/kv_cache.py)
 
 
@@ -152,19 +153,26 @@ class Walk:
     def _is_continued(self, edge: Edge) -> bool:
         return bool(edge.children) or (self.keep_ends and bool(edge.ends))
 
+    @property
+    def _pass_cost(self) -> int:
+        """Positions that a pass of its own costs: the most padding that is taken to save one."""
+        return PASS_COST["cpu" if getattr(self.device, "type", self.device) == "cpu" else "gpu"]
+
     def _batches(self, edges: list[tuple[int, Edge]]) -> Iterator[list[tuple[int, Edge]]]:
         """Edges alike in length and in whether others continue them."""
         ordered = sorted(edges, key=lambda e: (self._is_continued(e[1]), len(e[1]), e[1].start))
         batch: list[tuple[int, Edge]] = []
-        longest = furthest = 0
+        longest = furthest = filling = 0
         for row, edge in ordered:
             longest_now, furthest_now = max(longest, len(edge)), max(furthest, edge.start)
             last = self.cache_type is not None and not self._is_continued(edge)
             room = self.batch_tokens * (4 if last else 1)
             full = batch and ((longest_now + furthest_now) * (len(batch) + 1) > room or longest_now * (len(batch) + 1) > self.batch_tokens)
+            filling += (longest_now - longest) * len(batch)
+            full = full or filling > self._pass_cost
             if full or (batch and self._is_continued(batch[0][1]) != self._is_continued(edge)):
                 yield batch
-                batch, longest_now, furthest_now = [], len(edge), edge.start
+                batch, longest_now, furthest_now, filling = [], len(edge), edge.start, 0
             batch.append((row, edge))
             longest, furthest = longest_now, furthest_now
         if batch:

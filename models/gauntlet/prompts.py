@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Benchmark, Item, Task
@@ -286,10 +286,3 @@ def assemble(benchmark: Benchmark, encoder: Encoder, max_seq_len: int, keep: Cal
             shots = shot_indices(len(groups[name]), task.num_fewshot, index, rng) if task.num_fewshot else ()
             if keep is None or keep(item.item_id):
                 yield assembler.request(index, shots)
-
-
-def changed_items(benchmark: Benchmark, encoder: Encoder, max_seq_len: int) -> set[str]:
-    """Ids of the items that modes exact and fixed ask differently, token for token. All others have one answer that both modes judge."""
-    exact, fixed = (Benchmark(replace(benchmark.task, mode=mode), benchmark.items) for mode in (EXACT, FIXED))
-    pairs = zip(assemble(exact, encoder, max_seq_len), assemble(fixed, encoder, max_seq_len), strict=True)
-    return {a.item_id for a, b in pairs if (a.contexts, a.continuations) != (b.contexts, b.continuations)}

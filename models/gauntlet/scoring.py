@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.gauntlet.answers import generation_is_right
@@ -32,6 +32,7 @@ class Response:
 
     ``mean_logprobs`` is what decides: where the task has an ``unconditional_context``, that of the option after it is subtracted.
     ``prediction`` is the option chosen (language modeling, generation: 0 right, -1 not). ``gold`` is -1 for generation.
+    ``confidence`` (language modeling): probability of the least likely token of the model's own greedy answer.
     """
 
     item_id: str
@@ -48,15 +49,20 @@ class Response:
     gold: int
     correct: bool
     truncated: bool
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """``sum_logprob`` nats over ``n_tokens``; ``greedy`` the argmax token at every position of the continuation."""
+    """``sum_logprob`` nats over ``n_tokens``; ``greedy`` the argmax token at every position of the continuation.
+
+    ``least_logprob``: the log-probability of the least likely of these argmax tokens.
+    """
 
     sum_logprob: float
     n_tokens: int
     greedy: tuple[int, ...]
+    least_logprob: float
 
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # (context, continuation) token ids
@@ -69,7 +75,8 @@ class Scorer:
     on whole, right-padded texts: any causal model will do, and nothing but repeated texts is shared. With a ``cache_type`` (a class or
     function giving an empty models.kv_cache.KVCache) it is called as ``hidden(tokens_BT, cache=cache, lengths_B=lengths)``: row b continues
     row b of the cache by its first ``lengths[b]`` tokens, at the positions ``cache.plan(tokens_BT)``; every layer calls ``cache.attend``, and
-    ``cache.advance(T, lengths)`` ends the pass. models.transformer.Transformer and models.huggingface_cache.CachedCausalLM do.
+    ``cache.advance(T, lengths)`` ends the pass. models.transformer.Transformer and models.huggingface_cache.CachedCausalLM do. A model that
+    knows its own (``model.cache_type``: models.gauntlet.outside_models.OutsideModel) needs none given.
 
     ``batch_tokens`` bounds the cached positions of a pass. ``positions`` counts what the model has run.
     """
@@ -77,7 +84,8 @@ class Scorer:
     def __init__(self, model: Any, encoder: Encoder, *, max_seq_len: int, batch_tokens: int = 16_384, cache_type: Callable[[], Any] | None = None) -> None:
         if batch_tokens < 1 or max_seq_len < 2:
             raise ValueError(f"batch_tokens {batch_tokens} must be at least 1 and max_seq_len {max_seq_len} at least 2.")
-        self.model, self.encoder, self.max_seq_len, self.batch_tokens, self.cache_type = model, encoder, max_seq_len, batch_tokens, cache_type
+        self.model, self.encoder, self.max_seq_len, self.batch_tokens = model, encoder, max_seq_len, batch_tokens
+        self.cache_type = cache_type or getattr(model, "cache_type", None)
         self.device = next(model.parameters()).device
         self.positions = Positions()
 
@@ -91,7 +99,7 @@ class Scorer:
         texts = sorted(by_text)
         asked = [by_text[text] for text in texts]
         tree = prefix_tree(texts, [min(len(context) for context, _ in p) - 1 for p in asked], shared=self.cache_type is not None)
-        found: dict[Pair, list[tuple[float, int]]] = {}
+        found: dict[Pair, list[tuple[float, int, float]]] = {}
         done = 0
 
         def read(edges: list[Edge], hidden_BTD: Any, cache: Any) -> None:
@@ -103,10 +111,10 @@ class Scorer:
 
         with torch.inference_mode():
             Walk(self.model, self.cache_type, self.batch_tokens, self.device, read, self.positions).run(tree)
-        return {pair: ContinuationScore(sum(lp for lp, _ in steps), len(steps), tuple(t for _, t in steps)) for pair, steps in found.items()}
+        return {pair: _continuation_score(steps) for pair, steps in found.items()}
 
-    def _read(self, edges: list[Edge], hidden_BTD: Any, asked: list[list[Pair]], found: dict[Pair, list[tuple[float, int]]]) -> None:
-        """Add the (log-probability, argmax) of every wanted token of these edges; each position meets the vocabulary once."""
+    def _read(self, edges: list[Edge], hidden_BTD: Any, asked: list[list[Pair]], found: dict[Pair, list[tuple[float, int, float]]]) -> None:
+        """Add the (log-probability, argmax, its log-probability) of every wanted token of these edges; each position meets the vocabulary once."""
         import torch
 
         places: dict[tuple[int, int], int] = {}
@@ -121,29 +129,32 @@ class Scorer:
             return
         row, column = torch.tensor(list(places), device=self.device).T
         place, target = torch.tensor([w[:2] for w in wanted], device=self.device).T
-        logprobs, greedy = self._project(hidden_BTD[row, column], place, target)
+        logprobs, greedy, likeliest = self._project(hidden_BTD[row, column], place, target)
         for index, (at, _, pair) in enumerate(wanted):
-            found.setdefault(pair, []).append((logprobs[index], greedy[at]))
+            found.setdefault(pair, []).append((logprobs[index], greedy[at], likeliest[at]))
 
-    def _project(self, hidden_ND: Any, place: Any, target: Any) -> tuple[list[float], list[int]]:
-        """(log-probability of each ``target`` at its ``place``, ascending; argmax of each row of ``hidden_ND``)."""
+    def _project(self, hidden_ND: Any, place: Any, target: Any) -> tuple[list[float], list[int], list[float]]:
+        """(log-probability of each ``target`` at its ``place``, ascending; argmax of each row of ``hidden_ND``; its log-probability)."""
         import torch
 
         step = max(least_rows(), _LOGITS_AT_ONCE // self.model.lm_head.weight.shape[0])
         logprobs: list[float] = []
         greedy: list[int] = []
+        likeliest: list[float] = []
         order = place.argsort(stable=True)
         for start in range(0, len(hidden_ND), step):
             logits_NV = self._logits(hidden_ND[start : start + step])
             here = order[(place[order] >= start) & (place[order] < start + step)]
             at, which = place[here] - start, target[here]
-            chosen = torch.log_softmax(logits_NV, dim=-1)[at, which]
-            logprobs += chosen.double().tolist()
-            greedy += logits_NV.argmax(-1).tolist()
+            logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+            best_N = logits_NV.argmax(-1)
+            logprobs += logprobs_NV[at, which].double().tolist()
+            greedy += best_N.tolist()
+            likeliest += logprobs_NV.gather(1, best_N[:, None])[:, 0].double().tolist()
         sorted_back = [0.0] * len(logprobs)
         for logprob, index in zip(logprobs, order.tolist(), strict=True):
             sorted_back[index] = logprob
-        return sorted_back, greedy
+        return sorted_back, greedy, likeliest
 
     def _logits(self, hidden_ND: Any) -> Any:
         """float32 (N, V), computed in a product of at least ``least_rows``."""
@@ -159,6 +170,10 @@ class Scorer:
         return Greedy(self, max_new_tokens, stops).continue_all(contexts)
 
 
+def _continuation_score(steps: Sequence[tuple[float, int, float]]) -> ContinuationScore:
+    return ContinuationScore(sum(lp for lp, _, _ in steps), len(steps), tuple(t for _, t, _ in steps), min(best for _, _, best in steps))
+
+
 def prompt_hash(request: Request) -> str:
     """First 16 hex digits of the sha256 of every token id the model reads for this item."""
     return hashlib.sha256(repr((request.contexts, request.continuations)).encode()).hexdigest()[:16]
@@ -172,12 +187,12 @@ def _respond(request: Request, scores: dict[Pair, ContinuationScore], encoder: E
     if not all(map(math.isfinite, sums)):
         raise ValueError(f"Item {request.item_id}: a log-probability is {sums}, not a number. The weights are broken (or training diverged).")
     if request.kind == LANGUAGE_MODELING:
-        right = answered[0].greedy == request.continuations[0]
+        right, confidence = answered[0].greedy == request.continuations[0], math.exp(answered[0].least_logprob)
         prediction, output = (0 if right else -1), encoder.decode(answered[0].greedy)
     else:
         prediction = max(range(len(means)), key=lambda i: (means[i], -i))
-        right, output = prediction == request.gold, request.options[prediction]
-    return _response(request, sums, means, output, prediction, right)
+        right, output, confidence = prediction == request.gold, request.options[prediction], None
+    return replace(_response(request, sums, means, output, prediction, right), confidence=confidence)
 
 
 def _response(request: Request, sums: tuple[float, ...], means: tuple[float, ...], output: str, prediction: int, right: bool) -> Response:

@@ -240,16 +240,21 @@ def _check_setting(name: str, value: Any, where: str) -> None:
 _TYPES: dict[str, type] = {"do_normalization": bool, "has_categories": bool, "strip_dataset": bool, "fewshot_seed": int, "early_stopping": tuple}
 
 
-def declared(tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, mode: Mode = EXACT) -> list[tuple[Task, Path]]:
+def declared(
+    tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, mode: Mode = EXACT, left_out: str | None = None
+) -> list[tuple[Task, Path]]:  # fmt: skip
     """Every task a YAML asks for and its data file, whether or not the file exists.
 
     With a gauntlet only its (label, shots) pairs, in the gauntlet's categories and with its baselines; without, all of them, the
     category being the folder of the data file and the label ``name/k-shot`` where one name has several shot counts.
+    Entries with the key ``left_out`` are another's (lm_eval's, see jobs/evaluating/questions.py).
     """
     places = read_gauntlet(gauntlet_yaml).places() if gauntlet_yaml else None
     found: list[tuple[Task, Path]] = []
     entries = read_yaml(tasks_yaml).get("icl_tasks") or []
     for raw in entries if isinstance(entries, list) else [entries]:
+        if left_out is not None and isinstance(raw, dict) and left_out in raw:
+            continue
         shot_counts = raw.get("num_fewshot", [0]) if isinstance(raw, dict) else [0]
         for shots in shot_counts if isinstance(shot_counts, list) else [shot_counts]:
             if type(shots) is not int:
@@ -284,15 +289,17 @@ def _data_file(uri: Any, data_dir: Path, where: str) -> Path:
 
 
 def load_foundry(
-    tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, only: Collection[str] | str | None = None, mode: Mode = EXACT
-) -> list[Benchmark]:
+    tasks_yaml: Path, data_dir: Path, gauntlet_yaml: Path | None = None, *, only: Collection[str] | str | None = None, mode: Mode = EXACT,
+    left_out: str | None = None,
+) -> list[Benchmark]:  # fmt: skip
     """Benchmarks of a Foundry task YAML, rows exactly as in the JSONL files.
 
     ``only`` names labels, or a selection (``v0.3-local``: the 26 whose files are small). A missing data file is a ValueError
     naming it: a benchmark that quietly goes missing changes every average.
     """
     labels = None if only is None else set(SELECTIONS.get(only, (only,)) if isinstance(only, str) else only)
-    wanted = [(task, file) for task, file in declared(tasks_yaml, data_dir, gauntlet_yaml, mode=mode) if labels is None or task.label in labels]
+    asked = declared(tasks_yaml, data_dir, gauntlet_yaml, mode=mode, left_out=left_out)
+    wanted = [(task, file) for task, file in asked if labels is None or task.label in labels]
     if labels is not None and (unknown := labels - {task.label for task, _ in wanted}):
         raise ValueError(f"{tasks_yaml} does not define {', '.join(sorted(unknown))}.")
     if missing := [f"{task.label} ({file})" for task, file in wanted if not file.is_file()]:

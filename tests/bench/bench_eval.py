@@ -1,40 +1,162 @@
-"""make bench-eval: what scoring v0.3-local costs here and elsewhere. Same model, same token ids, scores compared; one process.
+"""make bench-eval: what scoring v0.3-local costs here and by lm_eval's hf backend. Same model, same token ids, scores compared.
 
-Elsewhere is lm_eval's hf backend, or a plain padded loop where accelerate is not installed; what is printed says which.
-Positions are counted over all items with a BPE trained on the questions; times over ``ITEMS`` items of every task that is not generation.
-The model is a random GPT-2 of 124M parameters. Prints tables and writes build/bench_eval.json; fails only when scores differ.
+Two models: a random GPT-2 of 124M parameters, and our tiny recipe's mixture of experts, which lm_eval runs as transformers' DbrxForCausalLM.
+Two kinds of prompts: Foundry's own (shots drawn anew for every item) and, for few-shot multiple choice, the same first rows as shots for
+all items, as lm_eval does. Both backends read the same items in turns within one process, with as many threads; of a few batch sizes
+lm_eval gets the one that is fastest here. Peak memory is the most resident memory above that of the loaded model, in a process for each.
+
+Every task gets items worth ``BENCH_TOKENS`` prompt positions. Two overalls: of what was run (every task weighs about the same), and scaled
+to all items of the suite (what scoring it whole would take). Writes build/bench_eval.json; fails only when scores differ.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
-import resource
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from gauntlet_examples import GAUNTLET, needs_gauntlet
 
-from models.gauntlet import tasks
+from jobs import recipes
+from models import huggingface
+from models.gauntlet import prompts, tasks
+from models.gauntlet.outside_models import OutsideModel
 from models.gauntlet.prefix_tree import positions_of, prefix_tree
-from models.gauntlet.prompts import TokenizersEncoder, assemble
-from models.gauntlet.scoring import Scorer, score
-from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, item_texts
-from models.huggingface_cache import CachedCausalLM
+from models.gauntlet.prompts import Request, TokenizersEncoder, assemble
+from models.gauntlet.scoring import Scorer
+from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Benchmark, item_texts
 from models.kv_cache import KVCache
+from models.transformer import Transformer
 
-ITEMS = int(os.environ.get("BENCH_ITEMS", "3"))  # per task, the same ones for both
-MAX_SEQ_LEN, VOCABULARY = 2048, 50_257
-BATCH_TOKENS, BATCH_ROWS = 4096, 4  # ours; lm_eval's, which then takes up to 4 x 2,048 positions
+TOKENS = int(os.environ.get("BENCH_TOKENS", "1500"))  # prompt positions per task, in items
+MAX_SEQ_LEN, BATCH_TOKENS = 2048, 8192
+LM_EVAL_BATCHES = (1, 4, 16)  # 32 rows of 2,048 positions x 50,257 words are 26 GB of logits and log-probabilities
+GPT2, MOE = "GPT-2 124M", "our tiny MoE"
+VOCABULARY = {GPT2: 50_257, MOE: recipes.tiny().model.vocab_size}
+FEW_SHOT = "few-shot multiple choice"
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench_eval.json"
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Some items of a task. ``share``: how many times as many the task has."""
+
+    label: str
+    family: str
+    share: float
+    requests: tuple[Request, ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [pair for r in self.requests for pair in zip(r.contexts, r.continuations, strict=True)]
+
+
+def family_of(benchmark: Benchmark) -> str:
+    task = benchmark.task
+    if task.kind != MULTIPLE_CHOICE:
+        return {LANGUAGE_MODELING: "language modeling", SCHEMA: "schema"}[task.kind]
+    return FEW_SHOT if task.num_fewshot else "zero-shot multiple choice"
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> list[Benchmark]:
+    yamls = GAUNTLET / "yamls"
+    return tasks.load_foundry(yamls / "tasks_v0.3.yaml", GAUNTLET / "local_data", yamls / "eval_gauntlet_v0.3.yaml", only="v0.3-local")
+
+
+@pytest.fixture(scope="module")
+def encoders(benchmarks) -> dict[str, TokenizersEncoder]:
+    """A byte-level BPE of each model's size, trained on the questions."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    found = {}
+    for name, size in VOCABULARY.items():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator((text for b in benchmarks for _, text in item_texts(b)), trainer)
+        found[name] = TokenizersEncoder.from_bytes(tokenizer.to_str().encode())
+    return found
+
+
+def write(name: str, value: object) -> None:
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps({**(json.loads(OUT.read_text()) if OUT.is_file() else {}), name: value}, indent=1) + "\n")
+
+
+def distinct(pairs: list[Pair]) -> dict[tuple[int, ...], int]:
+    """Text to read -> first position whose state is wanted. lm_eval reads the same texts: it groups options of one token, too."""
+    found: dict[tuple[int, ...], int] = {}
+    for context, continuation in pairs:
+        text = (*context, *continuation[:-1])
+        found[text] = min(found.get(text, len(text)), len(context) - 1)
+    return found
+
+
+@needs_gauntlet
+def test_token_positions_of_every_item(benchmarks, encoders):
+    rows = {}
+    for benchmark in benchmarks:
+        requests = list(assemble(benchmark, encoders[GPT2], MAX_SEQ_LEN))
+        pairs = [pair for r in requests for pair in zip(r.contexts, r.continuations or ((),), strict=False)]
+        wanted_from = distinct(pairs)
+        texts = sorted(wanted_from)
+        tree = prefix_tree(texts, [wanted_from[text] for text in texts])
+        rows[benchmark.task.label] = len(pairs) * MAX_SEQ_LEN, sum(map(len, texts)), positions_of(tree)
+    total = tuple(map(sum, zip(*rows.values(), strict=True)))
+    print(f"\n{'prompt positions, all items':<32}{'Foundry, padded':>16}{'lm_eval, bare':>15}{'prefix tree':>14}{'Foundry/ours':>14}")
+    for label, (foundry, bare, ours) in [*rows.items(), ("all", total)]:
+        print(f"{label:<32}{foundry:16,}{bare:15,}{ours:14,}{foundry / ours:14.1f}")
+    write("positions", {"all": total, **rows})
+
+
+def foundry_work(benchmarks: list[Benchmark], encoder: TokenizersEncoder) -> Iterator[Work]:
+    """Items of every task with Foundry's prompts, a random sample."""
+    for benchmark in benchmarks:
+        if benchmark.task.kind != GENERATION:
+            ids = [i.item_id for i in benchmark.items]
+            random.Random(1).shuffle(ids)
+            some = list(assemble(benchmark, encoder, MAX_SEQ_LEN, set(ids[:100]).__contains__))
+            random.Random(2).shuffle(some)
+            yield enough(benchmark, some, TOKENS)
+
+
+def fixed_shots_work(benchmarks: list[Benchmark], encoder: TokenizersEncoder) -> Iterator[Work]:
+    """Items of the few-shot multiple choice tasks, all with the first rows as shots."""
+    for benchmark in benchmarks:
+        if family_of_or_none(benchmark) == FEW_SHOT:
+            shots = benchmark.task.num_fewshot
+            assembler = prompts._Assembler(benchmark.task, benchmark.items, encoder, MAX_SEQ_LEN)
+            chosen = random.Random(1).sample(range(shots, len(benchmark.items)), min(100, len(benchmark.items) - shots))
+            yield enough(benchmark, [assembler.request(index, range(shots)) for index in chosen], 3 * TOKENS)
+
+
+def family_of_or_none(benchmark: Benchmark) -> str | None:
+    return None if benchmark.task.kind == GENERATION else family_of(benchmark)
+
+
+def enough(benchmark: Benchmark, requests: list[Request], tokens: int) -> Work:
+    taken: list[Request] = []
+    while requests and (not taken or sum(sum(map(len, distinct(list(zip(r.contexts, r.continuations, strict=True))))) for r in taken) < tokens):
+        taken.append(requests.pop())
+    return Work(benchmark.task.label, family_of(benchmark), len(benchmark.items) / len(taken), tuple(taken))
 
 
 class PeakMemory:
@@ -48,7 +170,7 @@ class PeakMemory:
         return self
 
     def _watch(self):
-        while not self._over.wait(0.02):
+        while not self._over.wait(0.01):
             self._most = max(self._most, self._process.memory_info().rss)
 
     def __exit__(self, *_):
@@ -57,145 +179,157 @@ class PeakMemory:
         self.mib = (self._most - self._start) / 2**20
 
 
-@pytest.fixture(scope="module")
-def benchmarks():
-    yamls = GAUNTLET / "yamls"
-    return tasks.load_foundry(yamls / "tasks_v0.3.yaml", GAUNTLET / "local_data", yamls / "eval_gauntlet_v0.3.yaml", only="v0.3-local")
+class Ours:
+    """Our scorer; what is timed begins with token ids and ends with scores, as it does for lm_eval."""
+
+    def __init__(self, name: str, encoder: TokenizersEncoder) -> None:
+        model = our_model(name)
+        cache_type = KVCache if name == MOE else None  # an outside model brings its own
+        self.scorer = Scorer(model, encoder, max_seq_len=MAX_SEQ_LEN, batch_tokens=BATCH_TOKENS, cache_type=cache_type)
+
+    def __call__(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
+        found = self.scorer.continuation_scores(pairs)
+        return [(found[pair].sum_logprob, found[pair].greedy == pair[1]) for pair in pairs]
 
 
-@pytest.fixture(scope="module")
-def encoder(benchmarks):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+class LmEval:
+    """lm_eval's hf backend."""
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator((text for b in benchmarks for _, text in item_texts(b)), trainer)
-    return TokenizersEncoder.from_bytes(tokenizer.to_str().encode())
+    def __init__(self, name: str, encoder: TokenizersEncoder) -> None:
+        from lm_eval.models.huggingface import HFLM
+        from transformers import PreTrainedTokenizerFast
 
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=encoder.tokenizer, **dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>"))
+        self.lm = HFLM(pretrained=their_model(name), tokenizer=tokenizer, batch_size=1, max_length=MAX_SEQ_LEN, device="cpu")
 
-def write(name, value):
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({**(json.loads(OUT.read_text()) if OUT.is_file() else {}), name: value}, indent=1) + "\n")
+    def __call__(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
+        requests = [((str(i), ""), list(context), list(continuation)) for i, (context, continuation) in enumerate(pairs)]
+        return self.lm._loglikelihood_tokens(requests, disable_tqdm=True)
 
-
-@needs_gauntlet
-def test_token_positions_of_every_item(benchmarks, encoder):
-    rows = {}
-    for benchmark in benchmarks:
-        requests = list(assemble(benchmark, encoder, MAX_SEQ_LEN))
-        foundry = sum(len(r.contexts) for r in requests) * MAX_SEQ_LEN
-        from_position: dict[tuple[int, ...], int] = {}
-        whole = 0
-        for r in requests:
-            for context, continuation in zip(r.contexts, r.continuations or ((),), strict=False):
-                text = (*context, *continuation[:-1])
-                from_position[text] = min(from_position.get(text, len(text)), len(context) - 1)
-                whole += len(context) + len(continuation)
-        texts = sorted(from_position)
-        rows[benchmark.task.label] = foundry, whole, positions_of(prefix_tree(texts, [from_position[t] for t in texts]))
-    total = tuple(map(sum, zip(*rows.values(), strict=True)))
-    print(f"\n{'task':<32}{'Foundry, padded':>16}{'no padding':>14}{'prefix tree':>14}{'Foundry/ours':>14}   prompt positions, all items")
-    for label, (foundry, whole, ours) in [*rows.items(), ("all", total)]:
-        print(f"{label:<32}{foundry:16,}{whole:14,}{ours:14,}{foundry / ours:14.1f}")
-    write("positions", {"all": total, **rows})
+    def choose_batch_size(self, works: list[Work]) -> dict[int, float]:
+        """Seconds over some tasks by batch size; keeps the fastest."""
+        seconds = {}
+        for size in LM_EVAL_BATCHES:
+            self.lm.batch_size_per_gpu = size
+            seconds[size] = sum(timed(self, work.pairs)[1] for work in works)
+        self.lm.batch_size_per_gpu = min(seconds, key=seconds.__getitem__)
+        return seconds
 
 
-def lm_eval_scores(model, pairs, encoder):
-    """(sum of log-probabilities, all greedy) of each pair by lm_eval's hf backend."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=encoder.tokenizer, **dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>"))
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_ROWS, max_length=MAX_SEQ_LEN, device="cpu")
-    requests = [((str(i), ""), list(context), list(continuation)) for i, (context, continuation) in enumerate(pairs)]
-    return theirs._loglikelihood_tokens(requests, disable_tqdm=True)
-
-
-def plain_scores(model, pairs, encoder):
-    """The same by a loop over right-padded rows, longest first, one row per distinct text, logits and softmax of every position."""
-    texts = sorted({(*context, *continuation[:-1]) for context, continuation in pairs}, key=lambda t: (-len(t), t))
-    found = {}
-    for at in range(0, len(texts), BATCH_ROWS):
-        batch = texts[at : at + BATCH_ROWS]
-        rows = torch.tensor([[*text, *[0] * (len(batch[0]) - len(text))] for text in batch])
-        with torch.inference_mode():
-            logprobs = model(input_ids=rows, use_cache=False).logits.log_softmax(-1)
-        for row, text in enumerate(batch):
-            for context, continuation in pairs:
-                if (*context, *continuation[:-1]) == text:
-                    here = logprobs[row, len(context) - 1 : len(text)]
-                    chosen = here[range(len(continuation)), list(continuation)].sum().item()
-                    found[context, continuation] = chosen, here.argmax(-1).tolist() == list(continuation)
-    return [found[pair] for pair in pairs]
-
-
-def baseline():
-    """(name, function): lm_eval's hf backend where it can be imported (it needs accelerate), else a plain loop, which is not lm_eval."""
-    try:
-        import lm_eval.models.huggingface  # noqa: F401
-    except ImportError as error:
-        return f"plain padded loop, NOT lm_eval ({error})", plain_scores
-    return "lm_eval hf", lm_eval_scores
-
-
-@needs_gauntlet
-def test_wall_time_beside_lm_evals_hf_backend(benchmarks, encoder):
+def random_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=MAX_SEQ_LEN)).eval()
-    rows = []
-    name_of_theirs, scores_of = baseline()
-    print(f"\nseconds and peak memory over {ITEMS} items a task: {name_of_theirs}; ours")
-    for benchmark in [b for b in benchmarks if b.task.kind != GENERATION]:
-        ids = random.Random(1).sample([i.item_id for i in benchmark.items], ITEMS)
-        requests = list(assemble(benchmark, encoder, MAX_SEQ_LEN, set(ids).__contains__))
-        pairs = [pair for r in requests for pair in zip(r.contexts, r.continuations, strict=True)]
-        model.set_attn_implementation("sdpa")
-        began = time.perf_counter()
-        with PeakMemory() as their_memory:
-            theirs = scores_of(model, pairs, encoder)
-        their_seconds, their_mib = time.perf_counter() - began, their_memory.mib
-        scorer = Scorer(CachedCausalLM(model), encoder, max_seq_len=MAX_SEQ_LEN, batch_tokens=BATCH_TOKENS, cache_type=KVCache)
-        began = time.perf_counter()
-        with PeakMemory() as memory:  # prompts are assembled already, for both
-            scorer.continuation_scores(pairs)
-        seconds, at = time.perf_counter() - began, 0
-        positions = scorer.positions.padded
-        responses = score(benchmark, scorer, keep=set(ids).__contains__)
-        for request, response in zip(requests, responses, strict=True):
-            answers = theirs[at : at + len(request.contexts)]
-            at += len(answers)
-            means = [lp / len(c) for (lp, _), c in zip(answers, request.continuations, strict=True)]
-            assert response.mean_logprobs == pytest.approx(means, abs=1e-4)
-            if request.kind == LANGUAGE_MODELING:
-                assert response.correct == answers[0][1]
-            elif max(means) - sorted(means)[-2] > 2e-4:
-                assert response.prediction == max(range(len(means)), key=means.__getitem__)
-        few_shot = benchmark.task.kind == "multiple_choice" and benchmark.task.num_fewshot > 0
-        rows.append({
-            "task": benchmark.task.label, "few_shot_multiple_choice": few_shot, "seconds": seconds, "their_seconds": their_seconds, "mib": memory.mib,
-            "their_mib": their_mib, "positions": positions, "foundry_positions": len(pairs) * MAX_SEQ_LEN,
-        })  # fmt: skip
-        print(f"{benchmark.task.label:<32}{their_seconds:10.1f}{seconds:8.1f}{their_seconds / seconds:8.1f}x{their_mib:10.0f}{memory.mib:8.0f} MiB", flush=True)
-    totals = {}
-    for name, chosen in (("all", rows), ("few-shot multiple choice", [r for r in rows if r["few_shot_multiple_choice"]])):
-        totals[name] = {k: sum(r[k] for r in chosen) for k in ("seconds", "their_seconds", "positions", "foundry_positions")}
-        totals[name] |= {k: max(r[k] for r in chosen) for k in ("mib", "their_mib")}
-        t = totals[name]
-        print(f"{name:<32}{t['their_seconds']:10.1f}{t['seconds']:8.1f}{t['their_seconds'] / t['seconds']:8.1f}x{t['their_mib']:10.0f}{t['mib']:8.0f} MiB")
-        print(f"  token positions with padding: {t['positions']:,}, Foundry's {t['foundry_positions']:,} ({t['foundry_positions'] / t['positions']:.1f} times)")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write(
-        "wall",
-        {
-            "compared_with": name_of_theirs,
-            "items_per_task": ITEMS,
-            "threads": torch.get_num_threads(),
-            "totals": totals,
-            "tasks": rows,
-            "process_peak_mib": peak,
-        },
-    )
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY[GPT2], n_positions=MAX_SEQ_LEN)).eval()
+
+
+def random_moe() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(replace(recipes.tiny().model, max_seq_len=MAX_SEQ_LEN)).eval()
+
+
+def our_model(name: str):
+    return OutsideModel(random_gpt2()) if name == GPT2 else random_moe()
+
+
+def their_model(name: str):
+    if name == GPT2:
+        model = random_gpt2()
+    else:
+        from transformers import AutoModelForCausalLM
+
+        with tempfile.TemporaryDirectory() as folder:
+            own = random_moe()
+            huggingface.export(own, own.config, Path(folder), None)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model
+
+
+def timed(backend, pairs: list[Pair]) -> tuple[list[tuple[float, bool]], float, float]:
+    """(scores, wall seconds, processor seconds)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    scores = backend(pairs)
+    return scores, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(work: Work, ours: Ours, theirs: LmEval) -> dict[str, object]:
+    before = copy.copy(ours.scorer.positions)
+    our_scores, seconds, cpu = timed(ours, work.pairs)
+    their_scores, their_seconds, their_cpu = timed(theirs, work.pairs)
+    now, worst = ours.scorer.positions, 0.0
+    for (_, continuation), (logprob, greedy), (their_logprob, their_greedy) in zip(work.pairs, our_scores, their_scores, strict=True):
+        worst = max(worst, abs(logprob - their_logprob) / len(continuation))
+        assert greedy == their_greedy
+    assert worst < 1e-4, f"{work.label}: mean log-probabilities differ by {worst}"
+    return {
+        "task": work.label, "family": work.family, "share": work.share, "items": len(work.requests), "real": now.real - before.real,
+        "padded": now.padded - before.padded, "lm_eval_bare": sum(map(len, distinct(work.pairs))), "foundry": len(work.pairs) * MAX_SEQ_LEN,
+        "seconds": seconds, "their_seconds": their_seconds, "cpu": cpu, "their_cpu": their_cpu, "difference": worst,
+    }  # fmt: skip
+
+
+SUMMED = ("items", "real", "padded", "lm_eval_bare", "foundry", "seconds", "their_seconds", "cpu", "their_cpu")
+
+
+def total(name: str, rows: list[dict], *, scaled: bool = False) -> dict[str, object]:
+    sums = {key: sum(row[key] * (row["share"] if scaled else 1) for row in rows) for key in SUMMED}
+    return {"task": name, **sums, "difference": max(row["difference"] for row in rows)}
+
+
+def table(title: str, rows: list[dict]) -> list[dict]:
+    """Print tasks, families and overalls; returns the last two."""
+    families = [total(family, [r for r in rows if r["family"] == family]) for family in sorted({r["family"] for r in rows})]
+    few = [r for r in rows if r["family"] == FEW_SHOT]
+    overall = [total("all, as run", rows), total("all, scaled to the whole suite", rows, scaled=True), total("few-shot MC, scaled likewise", few, scaled=True)]
+    print(f"\n{title}\n{'':<32}{'items':>8}{'padded':>11}{'Foundry/':>9}{'bare':>11}{'wall s':>18}{'':>7}{'processor s':>18}{'':>7}{'difference':>11}")
+    print(f"{'':<32}{'':>8}{'ours':>11}{'ours':>9}{'lm_eval':>11}{'ours':>9}{'lm_eval':>9}{'ratio':>7}{'ours':>9}{'lm_eval':>9}{'ratio':>7}")
+    for r in [*rows, *families, *overall]:
+        print(
+            f"{r['task']:<32}{r['items']:8,.0f}{r['padded']:11,.0f}{r['foundry'] / r['padded']:9.1f}{r['lm_eval_bare']:11,.0f}{r['seconds']:9.1f}"
+            f"{r['their_seconds']:9.1f}{r['their_seconds'] / r['seconds']:7.2f}{r['cpu']:9.1f}{r['their_cpu']:9.1f}{r['their_cpu'] / r['cpu']:7.2f}"
+            f"{r['difference']:11.1e}"
+        )
+    return [*families, *overall]
+
+
+@needs_gauntlet
+@pytest.mark.parametrize("prompts_of", ["foundry", "fixed shots"])
+@pytest.mark.parametrize("name", [GPT2, MOE])
+def test_wall_time_beside_lm_evals_hf_backend(benchmarks, encoders, name, prompts_of):
+    ours, theirs = Ours(name, encoders[name]), LmEval(name, encoders[name])
+    works = list((foundry_work if prompts_of == "foundry" else fixed_shots_work)(benchmarks, encoders[name]))
+    tried = theirs.choose_batch_size([w for w in works if w.label in ("arc_easy", "agi_eval_lsat_ar")])
+    ours(works[0].pairs)
+    rows = [compare(work, ours, theirs) for work in works]
+    title = f"{name}, {prompts_of} prompts, {torch.get_num_threads()} threads; lm_eval's batch {theirs.lm.batch_size} ({tried})"
+    write(f"{name}, {prompts_of}", {"lm_eval_batches": tried, "totals": table(title, rows), "tasks": rows, "threads": torch.get_num_threads()})
+
+
+@needs_gauntlet
+@pytest.mark.parametrize("name", [GPT2, MOE])
+def test_peak_memory_each_in_a_process_of_its_own(benchmarks, encoders, name, tmp_path):
+    works = [w for w in foundry_work(benchmarks, encoders[name]) if w.label in ("agi_eval_lsat_rc", "arc_challenge", "openbook_qa", "boolq")]
+    (tmp_path / "pairs.json").write_text(json.dumps([work.pairs for work in works]))
+    (tmp_path / "tokenizer.json").write_text(encoders[name].tokenizer.to_str())
+    found = {}
+    for backend, size in [("ours", BATCH_TOKENS), *(("lm_eval", size) for size in LM_EVAL_BATCHES)]:
+        command = [sys.executable, __file__, name, backend, str(size), str(tmp_path)]
+        found[f"{backend}, batch {size}"] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    print(f"\n{name}: most resident memory above the loaded model, MiB: " + "; ".join(f"{k}: {v:.0f}" for k, v in found.items()))
+    write(f"{name}, peak memory MiB", found)
+
+
+def measure_memory(name: str, backend: str, size: str, folder: str) -> None:
+    encoder = TokenizersEncoder.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
+    works = [[(tuple(c), tuple(a)) for c, a in pairs] for pairs in json.loads((Path(folder) / "pairs.json").read_text())]
+    chosen = Ours(name, encoder) if backend == "ours" else LmEval(name, encoder)
+    if backend == "lm_eval":
+        chosen.lm.batch_size_per_gpu = int(size)
+    with PeakMemory() as memory:
+        for pairs in works:
+            chosen(pairs)
+    print(memory.mib)
+
+
+if __name__ == "__main__":
+    measure_memory(*sys.argv[1:])

@@ -17,8 +17,8 @@ from jobs.services.airflow import AirflowClient
 pytestmark = pytest.mark.integration
 
 ROUTES = (
-    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "api/runs", "api/dag-run?run=x", "api/trend", "api/trend.csv",
-    "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y",
+    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "api/runs", "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
+    "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_no_route_was_forgotten(whole_job: WholeJob, page_server: str) -> None:
     import cost_vs_accuracy as plugin
 
     routes = {route.path.strip("/").partition("{")[0] for route in plugin.app.routes}
-    assert routes == {"page", "static/", "api/runs", "api/dag-run", "trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"}
+    assert routes == {"page", "static/", "api/runs", "api/dag-run", "api/proposals", "trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"}
     assert all(any(asked_for.startswith(route) for asked_for in ROUTES) for route in routes)
 
 

@@ -161,6 +161,80 @@ def test_from_categories_to_an_answer_by_keyboard_and_hostile_text_stays_text(ad
     page.locator(".pager", has_text="of 20").wait_for()
 
 
+def test_a_redraw_by_keyboard_keeps_the_focus_or_hands_it_to_what_is_near(address: str, open_page: Callable[..., Any]) -> None:
+    page = opened(open_page(), address)
+
+    def enter(locator: Any) -> str:
+        """Press Enter on an element and say which one has the focus when the page is drawn again."""
+        locator.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("main[aria-busy=false]")
+        return str(page.evaluate("document.activeElement.dataset.keep ?? document.activeElement.tagName"))
+
+    point = page.locator(".card[data-name=language] .trend-point").first
+    assert enter(point) == f"point language {key(1)}"
+    assert enter(page.locator(".card[data-name=language] button")) == "categories"  # the card of the category is gone
+    assert enter(page.locator(f'.card[data-name="{TASK}"] button')) == f"open {TASK}"
+    page.wait_for_selector("#items details")
+    assert enter(page.get_by_role("button", name="Next")) == "page after"
+    page.locator(".pager", has_text="26 to 50 of 60").wait_for()
+    page.get_by_role("button", name="Next").press("Enter")
+    page.locator(".pager", has_text="51 to 60 of 60").wait_for()
+    assert page.evaluate("document.activeElement.dataset.keep") == "page before"  # there is no next page
+    page.get_by_label("Verdict").focus()
+    page.keyboard.press("ArrowDown")
+    page.locator(".pager", has_text="of 40").wait_for()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Verdict"
+    assert enter(page.get_by_role("button", name="All categories")).startswith("open ")
+
+
+def fetched(address: str, route: str) -> list[dict[str, str]]:
+    import httpx
+
+    answer = httpx.get(address.removesuffix("trend") + route, trust_env=False)
+    assert answer.status_code == 200 and answer.headers["content-type"] == "text/csv; charset=utf-8" and "attachment" in answer.headers["content-disposition"]
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+def same(cell: str, value: Any) -> bool:
+    """Whether a cell says exactly this value of the table; None is an empty cell, a formula has an apostrophe before it."""
+    if value is None:
+        return cell == ""
+    if isinstance(value, bool):
+        return cell == str(value)
+    if isinstance(value, (int, float)):
+        return float(cell) == float(value)
+    if isinstance(value, list):
+        return bool(json.loads(cell) == value)
+    return cell in (value, f"'{value}")
+
+
+def test_the_scores_as_csv_are_the_table(warehouse: Environment, address: str) -> None:
+    table = {(row["run_key"], row["benchmark"], row["category"]): row for row in delta.rows(warehouse, "scores")}
+    found = fetched(address, "api/trend.csv")
+    by_model = {result.run_key: result for result in results.of_stage(warehouse, "evaluate")}
+    keys = [(run_key, row["benchmark"], row["category"]) for row in found for run_key, r in by_model.items() if r.recipe == row["recipe"]]
+    assert len(found) == len(table) == 14 and sorted(keys) == sorted(table)
+    for row, where in zip(found, keys, strict=True):
+        assert row["finished_at"] == by_model[where[0]].finished_at and (row["tokens"], row["loss"]) == ("1200000", "4.0")
+        assert [name for name in ("model", *trend.POINT) if not same(row[name], table[where][name])] == []
+
+
+@pytest.mark.parametrize(("verdict", "n"), [("", 60), ("&verdict=wrong", 20), ("&verdict=lucky", 0)])
+def test_the_items_as_csv_are_the_responses_and_verdicts(warehouse: Environment, address: str, verdict: str, n: int) -> None:
+    build = Build(1, 0.4, None, 1.0)
+    answered = {r["item_id"]: r for r in delta.rows(warehouse, "responses") if r["run_key"] == build.key("evaluate")}
+    judged = {r["item_id"]: r for r in delta.rows(warehouse, "verdicts") if r["run_key"] == build.key("review")}
+    found = fetched(address, f"api/items.csv?run_key={build.key('evaluate')}&benchmark=task%200{verdict}")
+    assert len(found) == len({row["item_id"] for row in found}) == n
+    for row in found:
+        response, review = answered[row["item_id"]], judged[row["item_id"]]
+        from_responses = ("correct", "output", "choices", "mean_logprobs", "gold")
+        assert [name for name in from_responses if not same(row[name], response[name])] == []
+        assert [name for name in ("verdict", "margin", "lead", "key_suspect", "evidence") if not same(row[name], review[name])] == []
+        assert row["prompt"] == json.loads(response["item"])["prompt"] and HOSTILE in row["prompt"]
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_nothing_sticks_out_on_any_screen(address: str, open_page: Callable[..., Any], width: int) -> None:
     page = opened(open_page(width=width, color_scheme="dark"), address)

@@ -48,7 +48,8 @@ print(json.dumps({"errors": bag.import_errors, "dags": dags, "loaded": top(set(s
 @pytest.fixture(scope="session")
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a fresh process finds in the DAGs folder: errors, DAGs, and the modules that parsing loaded."""
-    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    home = str(tmp_path_factory.mktemp("airflow"))
+    environment = {**os.environ, "AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "MOELINE_HOME": home}
     done = subprocess.run([sys.executable, "-c", _PARSE, str(DAGS)], env=environment, cwd=REPO, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

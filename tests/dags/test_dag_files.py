@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from jobs import own_recipes
 from jobs.launch import BUILD, PREPARE, TASKS
 from jobs.recipes import RECIPES
 
@@ -76,9 +80,28 @@ def test_nothing_starts_before_a_person_unpauses_it(parsed: dict[str, Any]) -> N
     assert [dag["paused"] for dag in parsed["dags"].values()] == [True, True]
 
 
-def test_the_forms_offer_exactly_the_recipes_there_are(parsed: dict[str, Any]) -> None:
+def test_the_forms_offer_exactly_the_recipes_there_are_and_take_any_name_of_one(parsed: dict[str, Any]) -> None:
     for dag in parsed["dags"].values():
-        assert dag["params"]["recipe"]["schema"]["enum"] == list(RECIPES)
+        schema = dag["params"]["recipe"]["schema"]
+        assert schema["examples"] == list(RECIPES) and "enum" not in schema
+        assert schema["pattern"] == f"^{own_recipes.NAME.pattern}$"
+
+
+def test_the_forms_offer_the_recipes_of_the_home_that_have_a_name_to_run_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stage_task
+    from airflow.sdk.exceptions import ParamValidationError
+
+    monkeypatch.setenv("MOELINE_HOME", str(tmp_path))
+    assert stage_task.own_recipes() == own_recipes.names(tmp_path) == []
+    (tmp_path / "recipes").mkdir()
+    for name in ("more-docs", "tiny", "-debug", "Capital", "a b", "x" * 65, ".hidden"):
+        (tmp_path / "recipes" / f"{name}.json").write_text("{}")
+    assert stage_task.own_recipes() == own_recipes.names(tmp_path) == ["more-docs"]
+    param = stage_task.recipe_param()
+    assert param.resolve("more-docs") == "more-docs"
+    for name in ("--debug", "../x", "x;y", ""):
+        with pytest.raises(ParamValidationError):
+            param.resolve(name)
 
 
 def test_the_build_form_takes_a_budget_and_refuses_a_negative_one(parsed: dict[str, Any]) -> None:

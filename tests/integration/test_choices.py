@@ -106,7 +106,9 @@ def test_announced_data_starts_a_build_which_waits_for_enough_tokens(whole_job: 
 def test_ctrl_c_leaves_everything_consistent_and_the_same_command_goes_on(whole_job: WholeJob) -> None:
     env, day, recipe = whole_job.env, "2026-01-05", "tiny"  # another recipe's day: the whole job's corpus stays what it is
     sample_data.write(env.landing, [day], target_bytes=2_000_000)  # enough for a vocabulary of 4,096
-    command = [sys.executable, "-m", "jobs.cli", "backfill", "--from", day, "--to", day, "--recipe", recipe, "--home", str(env.home)]
+    # A shell starts what runs in its background deaf to Ctrl-C, and these tests may run there.
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jobs.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", listening, "backfill", "--from", day, "--to", day, "--recipe", recipe, "--home", str(env.home)]
     process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     said = []
     for line in process.stderr:
@@ -117,7 +119,7 @@ def test_ctrl_c_leaves_everything_consistent_and_the_same_command_goes_on(whole_
     assert "prepare_corpus is paused: tasks that are running finish and are recorded, nothing new starts" in "".join(said)
     with AirflowClient(env) as client:
         assert client.dag("prepare_corpus")["is_paused"]
-    again = launch.backfill(env, day, day, recipe=recipe, echo=lambda _: None)
+    again = launch.backfill(env, [day], recipe=recipe, echo=lambda _: None)
     assert [s["stage"] for s in again["stages"]] == list(PREPARE_STAGES)
     assert {r["state"] for r in again["runs"]} == {"success"}
     for stage in PREPARE_STAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
@@ -13,21 +14,25 @@ import torch
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS / "unit"))
-from gauntlet_examples import encoder, scorer  # noqa: E402 - found by the line above
+import evaluation_suite  # noqa: E402 - found by the line above
+from gauntlet_examples import encoder, model, scorer, tokenizer_json  # noqa: E402
 
-from jobs.services import ray_scoring  # noqa: E402
+from jobs import cli  # noqa: E402
+from jobs.environment import Environment, Resources  # noqa: E402
+from jobs.evaluating import writing  # noqa: E402
+from jobs.services import ray_connection, ray_scoring  # noqa: E402
 from jobs.services.ray_scoring import RayScorer  # noqa: E402
+from models import huggingface  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def ray():
-    import ray
+@pytest.fixture
+def ray(tmp_path_factory):
+    with ray_connection.connected(Environment.load("local", tmp_path_factory.mktemp("home")), Resources(cores=2, memory_gib=4)):
+        import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
-    yield ray
-    ray.shutdown()
+        yield ray
 
 
 def loader(kill_once: str = "", slow_once: str = ""):
@@ -79,3 +84,18 @@ def test_a_killed_and_a_slow_worker_change_no_bit(ray, tmp_path, monkeypatch):
     assert sharing.continuation_scores(prompts()) == expected
     assert not slow.exists() and min(sharing.chunks_done) < sum(sharing.chunks_done) / 4, "the chunks were shared out evenly, not by who was free"
     sharing.close()
+
+
+def test_the_command_with_workers_writes_what_one_process_writes(tmp_path, capsys):
+    data = evaluation_suite.write(tmp_path / "data")
+    folder = tmp_path / "own"
+    huggingface.export(model(), model().config, folder, tokenizer_json(), eos_id=0, pad_id=1)
+    common = ["evaluate", "--model", str(folder), "--suite", "small", "--data", str(data), "--home", str(tmp_path / "home"), "--no-cache", "--json"]
+    torch.set_num_threads(1)
+    for workers in ("1", "2"):
+        assert cli.main([*common, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
+    one, two = (json.loads((tmp_path / n / writing.SCORES).read_text()) for n in "12")
+    assert one | {"run": 0} == two | {"run": 0} and two["run"]["asked"] == 50
+    assert (tmp_path / "1" / writing.RESPONSES).read_bytes() == (tmp_path / "2" / writing.RESPONSES).read_bytes()
+    assert cli.main([*common, "--workers", "99", "--out", str(tmp_path / "99")]) != 0
+    assert "Asked for 99 scoring workers" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import pytest
 import zstandard
 
 from expectations.tables import TABLES
+from jobs import recipes, stale
 from jobs.contract import StageResult
 from jobs.environment import REPO, Environment
 from jobs.services import delta, ledger, report
@@ -121,6 +122,26 @@ def test_killed_preparation_converges_to_the_undisturbed_tables(place):
     assert {d["scope"] for d in table_rows(calm, ["duplicates"])["duplicates"]} >= {"exact_other_day"}
     again = [run(wild, stage, day) for day in DAYS for stage in PREPARE]
     assert all(r.reused for r in again), "the second time nothing is computed"
+
+
+def test_a_day_that_relied_on_a_day_done_again_is_done_again_itself(place):
+    env, (first, second) = place("again"), DAYS
+    for day in DAYS:
+        for stage in ("ingest", "clean", "deduplicate"):
+            run(env, stage, day)
+    kept = {day: {r["doc_id"] for r in delta.rows(env, "unique_documents") if r["interval"] == day} for day in DAYS}
+    relied = {r["kept_doc_id"] for r in delta.rows(env, "duplicates") if r["interval"] == second and r["kept_interval"] == first}
+    assert relied and relied <= kept[first]
+    next((env.landing / "python-code" / first).glob("*.zst")).unlink()  # its owner took the file back
+    for stage in ("ingest", "clean", "deduplicate"):
+        run(env, stage, first)
+    (stale_day,) = stale.stale_days(env, recipes.load("smoke"))
+    assert stale_day.interval == second and 0 < stale_day.lost[first] <= len(relied)
+    again = run(env, "deduplicate", second)
+    assert not again.reused and run(env, "clean", second).reused
+    now = {r["doc_id"] for r in delta.rows(env, "unique_documents") if r["interval"] == second}
+    assert now > kept[second], "what the first day no longer keeps, the second one keeps now"
+    assert stale.stale_days(env, recipes.load("smoke")) == [] and run(env, "deduplicate", second).reused
 
 
 def test_a_day_of_broken_files_is_quarantined_priced_and_leaves_other_days_alone(place):

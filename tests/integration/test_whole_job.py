@@ -127,7 +127,7 @@ def test_a_second_run_recomputes_nothing_and_costs_nothing(whole_job: WholeJob) 
 
 def test_reprocessing_a_day_with_the_same_input_reuses_what_is_recorded(whole_job: WholeJob) -> None:
     day = whole_job.days[0]
-    again = launch.backfill(whole_job.env, day, day, recipe=RECIPE, reprocess=True, echo=lambda _: None)
+    again = launch.backfill(whole_job.env, [day], recipe=RECIPE, reprocess=True, echo=lambda _: None)
     first = {s["stage"]: (s["run_key"], s["outputs"]) for s in whole_job.outcome["stages"] if s["label"] == day}
     assert {s["stage"]: (s["run_key"], s["outputs"]) for s in again["stages"]} == first
     assert again["computed"] == 0

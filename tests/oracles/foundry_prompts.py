@@ -35,7 +35,7 @@ from models.gauntlet.tasks import Benchmark, Item
 _PARTS = ("callbacks", "eval", "eval.datasets", "eval.metrics")
 
 
-def foundry() -> types.SimpleNamespace:
+def foundry(*, composer_stands_in: bool = True) -> types.SimpleNamespace:
     """llm-foundry's own classes, loaded from its files without the package's start-up (which imports its models and trainers)."""
     found = importlib.util.find_spec("llmfoundry")
     if found is None or not found.submodule_search_locations:
@@ -48,12 +48,15 @@ def foundry() -> types.SimpleNamespace:
         yield
 
     dist = types.SimpleNamespace(local_rank_zero_download_and_wait=nothing_to_wait_for, get_local_rank=lambda: 0, all_gather_object=lambda one: [one])
-    stand_ins: dict[str, dict[str, Any]] = {
+    composer: dict[str, dict[str, Any]] = {
         "composer": {},
         "composer.core": {"DataSpec": object, "Callback": object, "State": object},
         "composer.core.data_spec": {"_default_split_batch": None, "_split_list": None},
         "composer.loggers": {"Logger": object},
         "composer.utils": {"MissingConditionalImportError": ImportError, "dist": dist, "get_file": lambda uri, to, overwrite: shutil.copyfile(uri, to)},
+    }
+    stand_ins: dict[str, dict[str, Any]] = {
+        **(composer if composer_stands_in else {}),
         "llmfoundry.registry": {},
         "llmfoundry.utils": {},
         "llmfoundry.utils.registry_utils": {"construct_from_registry": None},

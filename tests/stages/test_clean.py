@@ -52,9 +52,10 @@ def test_documents_are_kept_with_scores_or_rejected_with_every_broken_rule(spark
         "u:0": (CODE, len(CODE), "MIT", DAY), "u:2": (PROSE, len(PROSE), None, DAY),
     }  # fmt: skip
     scores = {k["uri"]: json.loads(k["scores"]) for k in kept}
-    assert set(scores["u:0"]) == {"text.bytes", *(rule.name for rule in rules.select(("code",)))}
+    redacted = {f"pii.{kind}" for kind in CleanConfig().redact}
+    assert set(scores["u:0"]) == redacted | {"text.bytes", *(rule.name for rule in rules.select(("code",)))}
     assert scores["u:0"]["code.size_bytes"] == len(CODE)
-    assert set(scores["u:2"]) == {"text.bytes", *(rule.name for rule in rules.select(("gopher_quality", "gopher_repetition", "fineweb")))}
+    assert set(scores["u:2"]) == redacted | {"text.bytes", *(rule.name for rule in rules.select(("gopher_quality", "gopher_repetition", "fineweb")))}
 
     by_document: dict[str, dict] = {}
     for r in rejected:
@@ -96,6 +97,18 @@ def test_on_real_files_nothing_disappears_and_the_result_does_not_depend_on_part
     assert metrics_again == metrics
 
 
+def test_personal_data_leave_only_placeholders_and_counts(spark, tools):
+    code = f"# Ann <ann@some-firm.com>, bob@some-firm.com, 81.47.200.13\n{CODE}"
+    frame = documents(spark, ("python-code", "MIT", code), ("python-code", "MIT", "x@y.com"))
+    kept, _, metrics = cleaned(frame, tools)
+    assert [k["text"] for k in kept] == [f"# Ann <<EMAIL>>, <EMAIL>, <IP_ADDRESS>\n{CODE}"]
+    scores = json.loads(kept[0]["scores"])
+    assert {name: n for name, n in scores.items() if name.startswith("pii.") and n} == {"pii.email": 2, "pii.ip": 1}
+    assert metrics["redacted"] == {"card": 0, "email": 2, "iban": 0, "ip": 1, "phone": 0, "secret": 0}
+    kept, _, metrics = cleaned(frame, tools, CleanConfig(redact=()))
+    assert (kept[0]["text"], metrics["redacted"]) == (code, {})
+
+
 def test_unknown_licences_are_rejected_where_the_recipe_says_so(spark, tools):
     kept, rejected, _ = cleaned(documents(spark, ("python-code", None, CODE)), tools, CleanConfig(allow_unknown_licence=False))
     assert kept == []
@@ -114,6 +127,7 @@ def test_a_day_in_which_everything_is_rejected_or_nothing_landed_is_no_failure(s
         (CleanConfig(rules=(("web", ("code",)),)), "no entry '\\*'"),
         (CleanConfig(rules=(("*", ()), ("*", ("code",)))), "twice"),
         (CleanConfig(allowed_licences=("MIT or ISC",)), "MIT or ISC"),
+        (CleanConfig(redact=("names",)), "redact names 'names'"),
     ],
 )
 def test_a_wrong_config_is_refused_before_any_work(config, message):

@@ -6,6 +6,7 @@ import pytest
 
 from expectations import check, gates
 from expectations.tables import TABLES, Column, Rule, Table
+from models.gauntlet.paired import Loss
 
 GOOD = pd.DataFrame({"doc_id": ["a" * 32, "b" * 32], "source": ["s"] * 2, "uri": ["u"] * 2, "text": ["x"] * 2, "n_bytes": [1, 2], "landed_file": ["f"] * 2})
 
@@ -90,7 +91,7 @@ def test_a_worse_model_does_not_replace_the_champion():
 
 
 def loss(name="average", level="average", p=0.5, difference=0.0):
-    return gates.PairedLoss(name, level, 400, difference, p, 0.03)
+    return Loss(name, level, 400, difference, p, 0.03)
 
 
 EVEN = [loss("text", "category"), loss("code", "category"), loss()]

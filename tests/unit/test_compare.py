@@ -78,6 +78,17 @@ def test_calibration_error_is_composers():
         calibration.expected_calibration_error([1.2], [True])
 
 
+def test_confidence_is_that_of_the_answer_that_was_given():
+    chosen = {"mean_logprobs": [-1.0, -2.0, -2.0], "sum_logprobs": [-9.0, -2.0, -2.0], "prediction": 0}
+    assert calibration.confidence(chosen) == pytest.approx(np.exp(-1) / (np.exp(-1) + 2 * np.exp(-2)))
+    assert calibration.confidence({"mean_logprobs": [-5.0], "prediction": -1, "confidence": 0.8}) == 0.8
+    generated, old = {"mean_logprobs": [], "sum_logprobs": []}, {"mean_logprobs": [-5.0], "sum_logprobs": [-5.0]}
+    for response, reason in ((generated, "not defined for text"), (old, "not stored then")):
+        row = response | {"benchmark": "t", "category": "c", "prediction": -1, "gold": -1, "correct": False, "confidence": None}
+        (summary,) = calibration.tasks([row])
+        assert (summary.ece, summary.without_ece) == (None, reason)
+
+
 def test_errors_of_means_over_subsets_are_those_of_resampling():
     rng = np.random.default_rng(4)
     answers = [("a", bool(x)) for x in rng.random(40) < 0.3] + [("b", bool(x)) for x in rng.random(160) < 0.8]

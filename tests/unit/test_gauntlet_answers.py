@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.gauntlet.answers import generation_is_right, normalise_answer, rejudged
+from models.gauntlet.answers import generation_is_right, normalise_answer
 from models.gauntlet.averages import best_constant
-from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Item, Task
 
 COT = {"do_normalization": False, "cot_delimiter": "The answer is ", "early_stopping": ("\n\n", "Question:")}
@@ -60,15 +59,6 @@ def test_both_rules_on_the_same_output(output, answers, settings, exact, fixed):
         return generation_is_right(Task(label="g", kind="generation_task_with_answers", category="c", mode=mode, **settings), output, answers)
 
     assert (right("exact"), right("fixed")) == (exact, fixed)
-
-
-def test_stored_outputs_are_judged_again_in_the_other_mode():
-    stored = Response("0", "generation_task_with_answers", "", "q", "h", 1, ("1",), (), (), "18", 0, -1, True, False)
-    fixed = Task(label="g", kind="generation_task_with_answers", category="c", do_normalization=False, mode="fixed")
-    (judged,) = rejudged(fixed, [stored])
-    assert (judged.correct, judged.prediction, judged.output) == (False, -1, "18")
-    chosen = Response("0", "multiple_choice", "", "q", "h", 1, ("A",), (-1.0,), (-1.0,), "A", 0, 0, True, False)
-    assert rejudged(Task(label="m", kind="multiple_choice", category="c", mode="fixed"), [chosen]) == [chosen]
 
 
 def test_the_best_constant_follows_the_rule_of_the_mode():

@@ -66,13 +66,13 @@ def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
             assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits.argmax(-1)[sure].tolist()
 
 
-@settings(max_examples=10, **SLOW)
-@given(st.lists(st.lists(TOKENS, min_size=1, max_size=60).map(tuple), min_size=1, max_size=10), st.randoms(use_true_random=False))
+@settings(max_examples=4, **SLOW)
+@given(st.lists(st.lists(TOKENS, min_size=1, max_size=60).map(tuple), min_size=3, max_size=6), st.randoms(use_true_random=False))
 def test_generation_equals_the_naive_loop(contexts, rng):
     contexts = [context for context, _ in long_beginnings([(c, (2,)) for c in contexts], rng)]
-    expected = [naive(context, 6) for context in contexts]
+    expected = [naive(context, 4) for context in contexts]
     for size, shared_prefix in ((4096, True), (300, True), (1, True), (4096, False)):
-        assert scorer(batch_tokens=size, shared_prefix=shared_prefix).generate(contexts, 6, ()) == expected
+        assert scorer(batch_tokens=size, shared_prefix=shared_prefix).generate(contexts, 4, ()) == expected
 
 
 def naive(context, n) -> str:

@@ -37,7 +37,7 @@ def pairs(encoder):
     ]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "gemma2", "cohere", "granite", "opt", "bloom"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "mixtral", "gemma2", "cohere", "granite", "opt", "bloom", "gpt_neo"])
 def test_log_probabilities_are_those_of_the_models_own_forward_pass(name, tmp_path):
     import transformers
 
@@ -56,6 +56,33 @@ def test_log_probabilities_are_those_of_the_models_own_forward_pass(name, tmp_pa
         answer = got[context, continuation]
         assert answer.sum_logprob == pytest.approx(expected, abs=1e-4)
         assert list(answer.greedy) == rows.argmax(-1).tolist()
+
+
+SHARES = {"gpt2", "llama", "mistral", "mixtral", "cohere", "granite"}  # gemma2 caps its attention, bloom and gpt_neo have their own
+
+
+@pytest.mark.parametrize("name", [*sorted(SHARES), "gemma2", "bloom", "gpt_neo"])
+def test_beginnings_are_shared_where_the_architecture_allows_it_and_change_no_score(name, tmp_path):
+    model, tokenizer = outside_models.load(outside_folders.write(tmp_path, name))
+    assert (model.cache_type is not None) is (name in SHARES)
+    encoder = TransformersEncoder(tokenizer)
+    beginnings = [tuple(encoder.encode(text[:n], False)) for (_, _, text), n in zip(documents()[:2], (450, 200), strict=True)]
+    asked = [((*beginning, *context)[:250], continuation[:6]) for beginning in beginnings for context, continuation in pairs(encoder)]
+    assert max(len(context) for context, _ in asked) == 250  # close to the last of 256 positions, which padding goes beyond
+
+    def found(some, batch_tokens):
+        scorer = Scorer(model, encoder, max_seq_len=256, batch_tokens=batch_tokens)
+        return scorer.continuation_scores(some), scorer.positions.real
+
+    expected, positions = found(asked, 4096)
+    model.cache_type, shared = None, model.cache_type
+    plain, all_positions = found(asked, 4096)
+    assert {pair: score.sum_logprob for pair, score in plain.items()} == pytest.approx({pair: score.sum_logprob for pair, score in expected.items()}, abs=2e-4)
+    model.cache_type = shared
+    if shared:
+        assert positions < 0.6 * all_positions
+    if shared and name != "mixtral":  # whose experts are transformers' own
+        assert found(asked[::-1], 100)[0] == expected and found(asked[3:5], 4096)[0] == {pair: expected[pair] for pair in asked[3:5]}
 
 
 def test_greedy_text_is_that_of_transformers(llama):

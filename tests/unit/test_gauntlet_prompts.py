@@ -9,7 +9,7 @@ import pytest
 from gauntlet_examples import GAUNTLET, encoder, needs_gauntlet
 
 from models.gauntlet import tasks
-from models.gauntlet.prompts import Encoder, assemble, changed_items, needs_prefix_space, shot_indices, without_leaks
+from models.gauntlet.prompts import Encoder, assemble, needs_prefix_space, shot_indices, without_leaks
 from models.gauntlet.tasks import Benchmark, Item, Task
 
 
@@ -219,6 +219,13 @@ def test_fixed_schema_contexts_have_the_same_form_with_and_without_shots():
     assert [text(c) for c in next(assemble(rows_of(task, row), Words(), 100)).contexts] == ["> The cat that", "> The dog that"]
     with_shot = next(assemble(rows_of(replace(task, num_fewshot=1), row, other), Words(), 100))
     assert [text(c) for c in with_shot.contexts] == ["> Ada thatwrote it.\n> The cat that", "> Ada thatwrote it.\n> The dog that"]
+
+
+def changed_items(benchmark, encoder, max_seq_len):
+    """Ids of the items that modes exact and fixed ask differently, token for token."""
+    exact, fixed_ = (Benchmark(replace(benchmark.task, mode=mode), benchmark.items) for mode in ("exact", "fixed"))
+    pairs = zip(assemble(exact, encoder, max_seq_len), assemble(fixed_, encoder, max_seq_len), strict=True)
+    return {a.item_id for a, b in pairs if (a.contexts, a.continuations) != (b.contexts, b.continuations)}
 
 
 def test_fixed_shots_never_hold_the_question_and_other_items_keep_theirs():

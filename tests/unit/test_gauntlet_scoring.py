@@ -100,14 +100,14 @@ def test_greedy_generation_is_the_same_with_and_without_a_cache_and_stops():
 
 def test_ties_go_to_the_lowest_index():
     request = next(assemble(own_benchmark(1), encoder(), 256))
-    same = {pair: ContinuationScore(-3.0 * len(pair[1]), len(pair[1]), pair[1]) for pair in zip(request.contexts, request.continuations, strict=True)}
+    same = {pair: ContinuationScore(-3.0 * len(pair[1]), len(pair[1]), pair[1], -3.0) for pair in zip(request.contexts, request.continuations, strict=True)}
     assert _respond(request, same, encoder()).prediction == 0
 
 
 def test_options_are_compared_per_token_not_by_their_sum():
     request = next(assemble(own_benchmark(1), encoder(), 256))
     pairs = list(zip(request.contexts, request.continuations, strict=True))
-    scores = {pair: ContinuationScore(-2.0, 1, (0,)) for pair in pairs[:-1]} | {pairs[-1]: ContinuationScore(-6.0, 6, (0,) * 6)}
+    scores = {pair: ContinuationScore(-2.0, 1, (0,), -1.0) for pair in pairs[:-1]} | {pairs[-1]: ContinuationScore(-6.0, 6, (0,) * 6, -1.0)}
     response = _respond(request, scores, encoder())
     assert response.prediction == len(pairs) - 1 and response.mean_logprobs[-1] == -1.0 and response.sum_logprobs[-1] == -6.0
 

@@ -67,14 +67,14 @@ def test_a_backfill_never_covers_a_day_without_data(days: list[str], spans: list
 
 def test_a_backfill_that_ends_before_it_begins_is_refused_without_asking_airflow(env: Environment) -> None:
     with pytest.raises(MoelineError, match="Swap --from and --to"):
-        launch.backfill(env, "2026-01-05", "2026-01-01", echo=print)
+        launch.day_range("2026-01-05", "2026-01-01")
 
 
 def test_without_a_platform_both_commands_say_how_to_start_it(env: Environment) -> None:
     with pytest.raises(MoelineError, match="moeline up"):
         launch.run(env, "tiny", 1, echo=print)
     with pytest.raises(MoelineError, match="moeline up"):
-        launch.backfill(env, "2026-01-05", "2026-01-05", echo=print)
+        launch.backfill(env, ["2026-01-05"], echo=print)
 
 
 def test_an_unknown_recipe_is_refused_before_anything_starts(env: Environment) -> None:

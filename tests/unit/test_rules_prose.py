@@ -13,17 +13,16 @@ from jobs.stages.rules import fineweb, gopher
 from jobs.stages.rules.features import Features
 
 TEN_WORDS = "the quick brown foxes jumps over lazy dogs every morning"  # 47 letters
-PROSE = rules.select(("gopher_quality", "gopher_repetition", "fineweb"))
+PROSE = ("gopher_quality", "gopher_repetition", "fineweb")
 
 
 def value(rule: str, text: str) -> float:
-    return rules.measure(rules.select((rule.partition(".")[0],)), text)[rule]
+    return rules.measure((rule.partition(".")[0],), text)[rule]
 
 
 def broken(text: str, *names: str) -> set[str]:
-    chosen = rules.select(names)
-    values = rules.measure(chosen, text)
-    return {rule.name for rule in chosen if rule.broken_limit(values[rule.name]) is not None}
+    values = rules.measure(names, text)
+    return {rule.name for rule in rules.select(names) if rule.broken_limit(values[rule.name]) is not None}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_every_broken_rule_is_found_and_not_only_the_first():
 
 
 def test_a_broken_rule_names_the_limit_it_broke():
-    rule = next(r for r in PROSE if r.name == "gopher_quality.mean_word_length")
+    rule = next(r for r in rules.select(PROSE) if r.name == "gopher_quality.mean_word_length")
     assert [rule.broken_limit(v) for v in (2.9, 3, 10, 10.1)] == [3, None, None, 10]
 
 
@@ -152,7 +151,7 @@ def test_sentence_ends_of_other_scripts_are_known():
 
 
 def test_unknown_rule_sets_are_refused_with_the_known_ones():
-    with pytest.raises(MoelineError, match=r"'gopher'.*Known rule sets: code, fineweb, gopher_quality, gopher_repetition"):
+    with pytest.raises(MoelineError, match=r"'gopher'.*Known rule sets: c4, c4_fineweb, code, fineweb, gopher_quality, gopher_repetition"):
         rules.select(("fineweb", "gopher"))
     with pytest.raises(MoelineError, match="twice"):
         rules.select(("fineweb", "fineweb"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import scaling, scaling_fit
+from models import scaling, scaling_fit, scaling_published
 from models.scaling import LossLaw, RunPoint
 
 GADRE = Path(__file__).resolve().parents[2].parent / "shared" / "forecast_data" / "gadre" / "exp_data"
@@ -157,9 +157,9 @@ def gadre_run(name: str) -> tuple[RunPoint, float]:
 def test_gadre_published_errors_are_reproduced(target, loss_error, top1_error):
     proxies = [gadre_run(f"{shape}-1.0") for shape in ("d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8")]
     proxies.append(gadre_run("d=96_l=8_h=4-16.0"))
-    law = scaling_fit.fit_tied_least_squares([run for run, _ in proxies])
+    law = scaling_published.fit_tied_least_squares([run for run, _ in proxies])
     larger = gadre_run("open_lm_1b-1.0")
-    errors = scaling_fit.fit_error_law([run.loss for run, _ in (*proxies, larger)], [error for _, error in (*proxies, larger)])
+    errors = scaling_published.fit_error_law([run.loss for run, _ in (*proxies, larger)], [error for _, error in (*proxies, larger)])
     run, error = gadre_run(target)
     predicted = law.predict(run.params, run.tokens / run.params)
     assert 100 * abs(predicted / run.loss - 1) == pytest.approx(loss_error, abs=5e-5)

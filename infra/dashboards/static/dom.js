@@ -47,6 +47,53 @@ export function count(x) {
   return significant(x, 3);
 }
 
+// -- the page and its data
+
+// Airflow's own light/dark switch wins over the system's; both documents share one storage.
+export function followTheme() {
+  const follow = () => {
+    const chosen = localStorage.getItem("theme");
+    if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
+    else delete document.documentElement.dataset.theme;
+  };
+  follow();
+  window.addEventListener("storage", (event) => { if (event.key === "theme") follow(); });
+}
+
+export async function getJson(path) {
+  const response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
+  if (response.status === 401) throw new Error("You are not signed in to Airflow. Sign in, then reload this page.");
+  if (!response.ok) throw new Error(`${path.split("?")[0]} answered ${response.status}. The api-server's log says why.`);
+  return response.json();
+}
+
+// A command in one piece, with a button that copies it; where the browser forbids that, it is selected for the person to copy.
+export function copyable(command) {
+  const text = el("code", null, command), said = el("span", { role: "status", class: "said" });
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(command);
+      said.textContent = "Copied.";
+    } catch {
+      getSelection().selectAllChildren(text);
+      said.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
+    }
+  };
+  return el("div", { class: "command" }, text, el("button", { type: "button", onclick: copy }, "Copy"), said);
+}
+
+// Remembers which element with `data-keep` has the focus; what is returned gives it to the element that is so called after a redraw. With
+// `orNear`, where that one is gone or disabled, a button beside it or the page's first one gets it: the keyboard is never sent back to the top.
+export function keptFocus() {
+  const kept = document.activeElement?.dataset?.keep;
+  return (orNear = true) => {
+    if (kept === undefined || document.activeElement !== document.body) return;
+    const found = document.querySelector(`[data-keep="${CSS.escape(kept)}"]`);
+    const next = found?.disabled ? found.parentElement.querySelector("button:not(:disabled)") : found;
+    (next ?? (orNear ? document.querySelector("main button:not(:disabled)") : null))?.focus({ preventScroll: true });
+  };
+}
+
 // Airflow frames this page in a sandbox without top navigation; a link that lives in the outer document may navigate it.
 export function openOutside(url, newTab) {
   const host = window.parent.document;

@@ -1,30 +1,18 @@
 // The page: reads the API once, keeps what is selected, and draws the cards. Charts are in charts.js, elements in dom.js.
 
 import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, segments, Z95 } from "./charts.js";
-import { count, el, hideTip, isNumber, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+import { count, el, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+import { aboutProposals, proposals } from "./proposals.js";
 
 const query = new URLSearchParams(location.search);
-const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null };
+const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null, proposed: new Map() };
 const main = document.getElementById("main");
-
-// Airflow's own light/dark switch wins over the system's; both documents share one storage.
-function followTheme() {
-  const chosen = localStorage.getItem("theme");
-  if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
-  else delete document.documentElement.dataset.theme;
-}
-
-async function getJson(path) {
-  const response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
-  if (response.status === 401) throw new Error("You are not signed in to Airflow. Sign in, then reload this page.");
-  if (!response.ok) throw new Error(`${path} answered ${response.status}. The api-server's log says why.`);
-  return response.json();
-}
 
 async function load() {
   main.setAttribute("aria-busy", "true");
   try {
     state.data = await getJson("api/runs");
+    state.proposed.clear();
     await select();
     draw();
   } catch (error) {
@@ -85,7 +73,7 @@ function draw() {
     return;
   }
   main.replaceChildren(
-    ...note(), tiles(runs), scatterCard(runs), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run),
+    ...note(), tiles(runs), scatterCard(runs), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run), proposalsCard(run),
     checksCard(state.otherChecks ?? run.checks ?? [], state.otherChecks ? "of this DAG run" : `of ${runLabel(run)} and its corpus`), runsCard(runs),
   );
   fitCharts();
@@ -117,10 +105,10 @@ function card(title, about, controls, ...content) {
 }
 
 function toggle(label, pressed, onclick) {
-  return el("button", { type: "button", class: "toggle", "aria-pressed": String(pressed), onclick }, label);
+  return el("button", { type: "button", class: "toggle", "aria-pressed": String(pressed), "data-keep": label, onclick }, label);
 }
 
-const switchTo = (change) => () => { Object.assign(state, change); draw(); };
+const switchTo = (change) => () => { const refocus = keptFocus(); Object.assign(state, change); draw(); refocus(); };
 
 // Charts are drawn to the width they get; called once in the document and whenever that width changes.
 const plots = new Map();
@@ -170,6 +158,19 @@ function forecastCard(run) {
     ? [plot((width) => forecastRows(run, width)), legend([["band", "95 % interval"], ["predicted", "forecast"], ["naive", "as the best proxy"], ["outcome", "outcome"]])]
     : [el("p", { class: "empty" }, "This run has no recorded forecast.")];
   return card("Forecast against outcome", `${runLabel(run)}: written down and hashed before the money was spent.`, null, ...body);
+}
+
+// Read when the run is first shown. The card itself is kept, so that a redraw closes nothing in it.
+function proposalsCard(run) {
+  const key = run.run_keys?.train;
+  const make = (found) => card("Where it fails", aboutProposals(found), null, ...proposals(found));
+  if (!key || !run.run_keys.review) return make({ problem: "This run has not been reviewed." });
+  const show = (found) => { const shown = make(found); state.proposed.get(key)?.replaceWith(shown); state.proposed.set(key, shown); };
+  if (!state.proposed.has(key)) {
+    show(null);
+    getJson(`api/proposals?run_key=${encodeURIComponent(key)}`).catch((error) => ({ problem: error.message })).then(show);
+  }
+  return state.proposed.get(key);
 }
 
 function legend(entries) {
@@ -261,7 +262,6 @@ function table(head, rows, kind) {
 }
 
 followTheme();
-window.addEventListener("storage", (event) => { if (event.key === "theme") followTheme(); });
 window.addEventListener("scroll", hideTip, { passive: true });
 document.getElementById("reload").addEventListener("click", load);
 let width = 0;

@@ -1,24 +1,11 @@
 // Scores over checkpoints: categories, then benchmarks, then items. Elements and escaping are in dom.js.
 
-import { count, el, hideTip, isNumber, MISSING, percent, svg, tipped } from "./dom.js";
+import { count, el, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, percent, svg, tipped } from "./dom.js";
 
 const Z95 = 1.96, PAGE = 25;
 const state = { points: [], verdicts: [], recipe: "", category: "", benchmark: "", verdict: "", run: "", axis: "finished_at", offset: 0 };
 const main = document.getElementById("main");
 let width = 0, asked = 0;
-
-function followTheme() {
-  const chosen = localStorage.getItem("theme");
-  if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
-  else delete document.documentElement.dataset.theme;
-}
-
-async function getJson(path) {
-  const response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin" });
-  if (response.status === 401) throw new Error("You are not signed in to Airflow. Sign in, then reload this page.");
-  if (!response.ok) throw new Error(`${path.split("?")[0]} answered ${response.status}. The api-server's log says why.`);
-  return response.json();
-}
 
 async function load() {
   main.setAttribute("aria-busy", "true");
@@ -37,11 +24,12 @@ const unique = (values) => [...new Set(values)];
 const recipes = () => unique(state.points.map((p) => p.recipe));
 
 function pick(label, value, options, change) {
-  return el("label", { class: "picker" }, `${label} `, el("select", { "aria-label": label, onchange: (e) => change(e.target.value) },
+  return el("label", { class: "picker" }, `${label} `, el("select", { "aria-label": label, "data-keep": label, onchange: (e) => change(e.target.value) },
     options.map(([v, text]) => el("option", { value: v, selected: v === value }, text))));
 }
 
 async function draw() {
+  const refocus = keptFocus();
   const shown = state.points.filter((p) => !state.recipe || p.recipe === state.recipe);
   const models = unique(shown.map((p) => p.run_key));
   if (!models.includes(state.run)) state.run = models.at(-1) ?? "";
@@ -62,13 +50,15 @@ async function draw() {
     const own = lines.filter((p) => (state.category ? p.benchmark : p.category) === g);
     const open = state.category ? { benchmark: g, offset: 0 } : own[0].benchmark === "**" ? null : { category: g, benchmark: "" };
     return el("section", { class: "card", "data-name": g }, el("div", { class: "card-head" }, el("h2", null, g),
-      open && el("button", { type: "button", onclick: set(open) }, state.category ? "Items" : "Benchmarks")), el("div", { class: "plot" }, chart(own, g)));
+      open && el("button", { type: "button", "data-keep": `open ${g}`, onclick: set(open) }, state.category ? "Items" : "Benchmarks")), el("div", { class: "plot" }, chart(own, g)));
   });
-  const crumbs = state.category && el("section", { class: "card wide crumbs" }, el("button", { type: "button", onclick: set({ category: "", benchmark: "" }) }, "All categories"),
-    `› ${state.category}`, state.benchmark && [el("button", { type: "button", onclick: set({ benchmark: "" }) }, "All benchmarks"), `› ${state.benchmark}`]);
+  const crumbs = state.category && el("section", { class: "card wide crumbs" }, el("button", { type: "button", "data-keep": "categories", onclick: set({ category: "", benchmark: "" }) }, "All categories"),
+    `› ${state.category}`, state.benchmark && [el("button", { type: "button", "data-keep": "benchmarks", onclick: set({ benchmark: "" }) }, "All benchmarks"), `› ${state.benchmark}`]);
   const box = el("section", { class: "card wide", id: "items" });
   main.replaceChildren(...[crumbs, legend(), ...cards, state.benchmark && state.run && box].filter(Boolean));
+  refocus(false); // the buttons below the items are drawn when those are read
   if (state.benchmark && state.run) await drawItems(box, ++asked);
+  refocus();
 }
 
 function legend() {
@@ -104,7 +94,7 @@ function chart(points, name) {
       return svg("g", { class: `series-${i % 4}` }, svg("polyline", { class: "trend-line", points: own.map((p) => [x(p), y(p.accuracy)]).join(" ") }), own.map((p) => {
         const half = Z95 * (p.stderr ?? 0);
         const lines = [`${name}, ${p.recipe}`, `Accuracy ${percent(p.accuracy)} ± ${percent(half)} (95 %), ${count(p.n)} items`, `Guessing ${percent(p.chance)}, best fixed answer ${percent(p.best_constant)}`, `${count(p.tokens)} tokens, ${p.finished_at}`, `Model ${p.model}`];
-        return svg("g", { class: `trend-point${p.run_key === state.run ? " selected" : ""}`, role: "button", "data-run": p.run_key, ...tipped(lines), onclick: set({ run: p.run_key, offset: 0 }), onkeydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); set({ run: p.run_key, offset: 0 })(); } } },
+        return svg("g", { class: `trend-point${p.run_key === state.run ? " selected" : ""}`, role: "button", "data-run": p.run_key, "data-keep": `point ${name} ${p.run_key}`, ...tipped(lines), onclick: set({ run: p.run_key, offset: 0 }), onkeydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); set({ run: p.run_key, offset: 0 })(); } } },
           svg("line", { x1: x(p), x2: x(p), y1: y(p.accuracy - half), y2: y(p.accuracy + half), class: "trend-error" }), svg("circle", { cx: x(p), cy: y(p.accuracy), r: 14, class: "hit" }), mark(x(p), y(p.accuracy), i));
       }));
     }));
@@ -119,8 +109,8 @@ async function drawItems(box, ticket) {
     const last = Math.min(found.total, found.offset + PAGE);
     box.replaceChildren(el("div", { class: "card-head" }, el("h2", null, `Items of ${state.benchmark}`), el("a", { class: "csv", href: `api/items.csv?${query}`, download: "items.csv" }, "Items as CSV")),
       ...(found.items.length ? found.items.map(item) : [el("p", { class: "empty" }, "No item matches.")]),
-      el("div", { class: "pager" }, el("button", { type: "button", disabled: found.offset === 0, onclick: set({ offset: Math.max(0, state.offset - PAGE) }) }, "Previous"),
-        `${found.total ? found.offset + 1 : 0} to ${last} of ${found.total}, worst margin first`, el("button", { type: "button", disabled: last >= found.total, onclick: set({ offset: state.offset + PAGE }) }, "Next")));
+      el("div", { class: "pager" }, el("button", { type: "button", "data-keep": "page before", disabled: found.offset === 0, onclick: set({ offset: Math.max(0, state.offset - PAGE) }) }, "Previous"),
+        `${found.total ? found.offset + 1 : 0} to ${last} of ${found.total}, worst margin first`, el("button", { type: "button", "data-keep": "page after", disabled: last >= found.total, onclick: set({ offset: state.offset + PAGE }) }, "Next")));
   } catch (error) {
     if (ticket === asked) box.replaceChildren(el("p", { class: "empty", role: "alert" }, error.message));
   }
@@ -141,7 +131,6 @@ function item(row) {
 }
 
 followTheme();
-window.addEventListener("storage", (event) => { if (event.key === "theme") followTheme(); });
 window.addEventListener("scroll", hideTip, { passive: true });
 document.getElementById("reload").addEventListener("click", load);
 width = main.clientWidth;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:(?:[^\w\s.,:<>=/-]|[._])+[^\W_]+|[,:<>=/-]\d[^\W_]*)*|\.{2,}|-{2,}|[^\w\s]|_")
@@ -24,8 +24,9 @@ class Features:
     Not functools.cached_property: rules are shipped to Spark workers by value, and its lock (Python 3.11) cannot travel.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, edits: Mapping[str, float] | None = None):
         self.text = text
+        self.edits = edits or {}  # what the edits of rule sets counted, by "<set>.<count>"
         self._made: dict[str, Any] = {}
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:

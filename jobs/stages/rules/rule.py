@@ -10,7 +10,7 @@ from jobs.stages.rules.features import Features
 
 @dataclass(frozen=True)
 class Rule:
-    """A document is kept while ``minimum <= measure(features) <= maximum``; None means no limit on that side."""
+    """A document is kept while ``minimum <= measure(features) <= maximum``; None means no limit on that side, twice None a mere score."""
 
     name: str
     measure: Callable[[Features], float]
@@ -24,3 +24,7 @@ class Rule:
         if self.maximum is not None and value > self.maximum:
             return self.maximum
         return None
+
+    @property
+    def may_reject(self) -> bool:
+        return self.minimum is not None or self.maximum is not None
