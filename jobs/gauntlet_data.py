@@ -85,29 +85,36 @@ def fetch(
         state = _look(folder, asked)
         if state.wrong:
             raise MoelineError(f"{folder} holds other files than the recorded ones. {'; '.join(state.wrong)}. Remove them and fetch again.")
-        progress = _Progress(state.missing, echo)
-        absent: list[str] = []
         with _content(source) as content:
-            for one in state.missing:
-                progress.begin(one)
-                try:
-                    found = foundry_files.receive(one, content, scratch / uuid.uuid4().hex, folder / one.path, got=progress.got, wait_seconds=wait_seconds)
-                except UnreachableError as error:
-                    raise MoelineError(_by_hand(error, folder, files, asked)) from None
-                except FileNotFoundError:
-                    absent.append(one.path)
-                    continue
-                except OSError as error:
-                    raise MoelineError(f"{one.path} could not be brought to {folder}: {error}. What was fetched before is kept.") from error
-                if one.sha256 is None:
-                    _remember(folder, one, found)
-                progress.finished()
+            absent = _bring(state.missing, content, scratch, folder, _Progress(state.missing, echo), wait_seconds, lambda e: _by_hand(e, folder, files, asked))
     if absent:
         raise MoelineError(
             f"{source} has no {', '.join(absent)}. It must be a data folder, Foundry's scripts/eval, or a checkout of Foundry. "
             f"{len(asked) - len(absent)} of {len(asked)} files are in {folder}; add the others and run the same again."
         )
     return _summary(folder, files, chosen, fetched=len(state.missing))
+
+
+def _bring(
+    missing: Sequence[DataFile], content: Content, scratch: Path, folder: Path, progress: _Progress, wait_seconds: float, offline: Callable[[Exception], str]
+) -> list[str]:
+    """Bring every file to ``folder``; returns the paths that a source folder does not have. ``offline``: what to say where nobody answers."""
+    absent = []
+    for one in missing:
+        progress.begin(one)
+        try:
+            found = foundry_files.receive(one, content, scratch / uuid.uuid4().hex, folder / one.path, got=progress.got, wait_seconds=wait_seconds)
+        except UnreachableError as error:
+            raise MoelineError(offline(error)) from None
+        except FileNotFoundError:
+            absent.append(one.path)
+            continue
+        except OSError as error:
+            raise MoelineError(f"{one.path} could not be brought to {folder}: {error}. What was fetched before is kept.") from error
+        if one.sha256 is None:
+            _remember(folder, one, found)
+        progress.finished()
+    return absent
 
 
 def check(env: Any, *, to: Path | None = None, tasks: Sequence[str] = (), files: FileList | None = None) -> dict[str, Any]:
@@ -232,11 +239,8 @@ def _summary(folder: Path, files: FileList, chosen: Sequence[DataFile], *, fetch
 
 def render(found: dict[str, Any]) -> str:
     """The outcome in words, and how to go on."""
-    lines = [
-        f"{found['files']} files of Foundry {found['revision']} ({found['bytes'] / 1e6:.1f} MB) in {found['folder']}, {found['fetched']} of them new. "
-        "Each has the sha256 that is recorded for it." if not found["unpinned"] else
-        f"{found['files']} files of Foundry {found['revision']} ({found['bytes'] / 1e6:.1f} MB) in {found['folder']}, {found['fetched']} of them new."
-    ]  # fmt: skip
+    where = f"in {found['folder']}, {found['fetched']} of them new"
+    lines = [f"{found['files']} files of Foundry {found['revision']} ({found['bytes'] / 1e6:.1f} MB) {where}, verified by sha256."]
     for path, sha256 in found["unpinned"].items():
         lines.append(f"Not pinned, only its rows were counted: {path}, sha256 {sha256}")
     if found["missing_tasks"]:

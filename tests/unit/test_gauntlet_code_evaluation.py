@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ ROW = {
     "test_outputs": ["3", "0"], "language": "python",
 }  # fmt: skip
 EXACT, FIXED = (Task(label="code", kind="code_evaluation", category="programming", mode=mode, continuation_delimiter="") for mode in ("exact", "fixed"))
-QUICK = sandbox.Limits(wall_seconds=3.0, cpu_seconds=2)
+QUICK = sandbox.Limits(wall_seconds=3.0, cpu_seconds=1)
 
 
 def permitted() -> str:
@@ -105,27 +104,17 @@ def test_no_escape_succeeds_and_nothing_is_left(name, tmp_path):
     secret = tmp_path / "folder" / "secret.txt"
     secret.parent.mkdir()
     secret.write_text("kept")
-    heard: list[bool] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.5)
-        listener = threading.Thread(target=_listen, args=(server, heard))
-        listener.start()
+        server.setblocking(False)
         program = ESCAPES[name].replace("PORT", str(server.getsockname()[1])).replace("SECRET", repr(str(secret))).replace("PARENT", str(os.getpid()))
         started = time.monotonic()
         outcome = sandbox.run(program + "\nprint('it worked')\n", limits=QUICK)
-        listener.join()
+        with pytest.raises(BlockingIOError):  # a connection made meanwhile would be waiting in the queue
+            server.accept()
     assert outcome.status != 0 and "it worked" not in outcome.output, outcome
-    assert time.monotonic() - started < 6 and not heard
+    assert time.monotonic() - started < 6
     assert secret.read_text() == "kept" and list(secret.parent.iterdir()) == [secret]
     assert processes() == set()
-
-
-def _listen(server: socket.socket, heard: list[bool]) -> None:
-    try:
-        server.accept()[0].close()
-        heard.append(True)
-    except TimeoutError:
-        pass
 
 
 def test_the_program_sees_an_empty_folder_and_no_environment(monkeypatch):
@@ -161,7 +150,7 @@ def test_canonical_solutions_of_humaneval_pass(task):
     # Outputs of these nine are strings that Foundry reads as numbers or names ("1" as 1), so that no program can be right.
     broken = {f"HumanEval/{n}" for n in (11, 15, 44, 65, 70, 84, 103, 137, 161)}
     assert len(rows) == 164
-    every = 1 if os.environ.get("MOELINE_ALL_OF_HUMANEVAL") else 14
+    every = 1 if os.environ.get("MOELINE_ALL_OF_HUMANEVAL") else 24
     chosen = rows[::every] + [row for row in rows if row["task_id"] in ("HumanEval/38", "HumanEval/11", "HumanEval/161")]
     failed = {row["task_id"] for row in chosen if not judge(task, row, row["canonical_solution"]).passed}
     assert failed == ({row["task_id"] for row in chosen} & broken if task.mode == "exact" else set())
