@@ -113,23 +113,23 @@ def test_the_number_of_threads_changes_no_bit():
 
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
 def test_a_querys_attention_depends_on_no_other_query_row_or_later_key(head_dim):
-    """The kernel alone, in the sizes of real models: cut into passes of 1 to 40 queries, beside other rows, with later keys of any value."""
+    """The kernel alone, in the sizes of real models: cut into passes of 1 to 300 queries, beside other rows, with later keys of any value."""
     torch.manual_seed(head_dim)
-    q, k, v = torch.randn(3, 4, 120, head_dim), torch.randn(3, 2, 768, head_dim), torch.randn(3, 2, 768, head_dim)
-    positions = torch.stack([torch.arange(120) + start for start in (0, 200, 600)])
+    q, k, v = torch.randn(3, 4, 300, head_dim), torch.randn(3, 2, 1024, head_dim), torch.randn(3, 2, 1024, head_dim)
+    positions = torch.stack([torch.arange(300) + start for start in (0, 200, 600)])
     expected = attend_by_position(q, k, v, positions)
-    for size in (1, 2, 3, 7, 8, 40):
-        parts = [attend_by_position(q[:, :, at : at + size], k, v, positions[:, at : at + size]) for at in range(0, 120, size)]
+    for size in (1, 2, 7, 8, 40, 256):
+        parts = [attend_by_position(q[:, :, at : at + size], k, v, positions[:, at : at + size]) for at in range(0, 300, size)]
         assert torch.equal(torch.cat(parts, dim=2), expected), size
     for row in range(3):
-        for at in (0, 5, 119):
+        for at in (0, 5, 299):
             one = slice(row, row + 1), slice(None), slice(at, at + 1)
             assert torch.equal(attend_by_position(q[one], k[row : row + 1], v[row : row + 1], positions[row : row + 1, at : at + 1]), expected[one])
-    later = (torch.arange(768) > positions[:, -1:])[:, None, :, None]
+    later = (torch.arange(1024) > positions[:, -1:])[:, None, :, None]
     changed = [torch.where(later, 1e3, t) for t in (k, v)]
     assert torch.equal(attend_by_position(q, *changed, positions), expected)
     plain = torch.nn.functional.scaled_dot_product_attention(
-        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=torch.arange(768) <= positions[:, None, :, None]
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=torch.arange(1024) <= positions[:, None, :, None]
     )
     assert torch.allclose(expected, plain, atol=1e-5)
 
