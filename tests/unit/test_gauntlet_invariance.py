@@ -73,19 +73,25 @@ def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
 def test_generation_equals_the_naive_loop(contexts, rng):
     contexts = [context for context, _ in long_beginnings([(c, (2,)) for c in contexts], rng)]
     expected = [naive(context, 4) for context in contexts]
+    clear = [k for k, (_, is_clear) in enumerate(expected) if is_clear]
     for size, shared_prefix in ((4096, True), (300, True), (1, True), (4096, False)):
-        assert scorer(batch_tokens=size, shared_prefix=shared_prefix).generate(contexts, 4, ()) == expected
+        found = scorer(batch_tokens=size, shared_prefix=shared_prefix).generate(contexts, 4, ())
+        assert [found[k] for k in clear] == [expected[k][0] for k in clear]
 
 
-def naive(context, n) -> str:
-    ids = list(context)
+def naive(context, n) -> tuple[str, bool]:
+    """The text, and whether every token led clearly: nearly equal ones may change places with the order of sums."""
+    ids, clear = list(context), True
     for _ in range(n):
         with torch.inference_mode():
-            ids.append(model()(torch.tensor([ids])).logits_BTV[0, -1].argmax().item())
+            logits = model()(torch.tensor([ids])).logits_BTV[0, -1]
+        first, second = logits.topk(2).values.tolist()
+        ids.append(logits.argmax().item())
+        clear &= first - second > 1e-3
         if ids[-1] == encoder().eos_id:
             ids.pop()
             break
-    return encoder().decode(ids[len(context) :])
+    return encoder().decode(ids[len(context) :]), clear
 
 
 @needs_gauntlet
