@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,19 @@ def test_scores_are_those_of_one_plain_pass_per_text(pairs, rng):
             assert [t for t, s in zip(got.greedy, sure, strict=True) if s] == logits.argmax(-1)[sure].tolist()
 
 
+def test_one_text_asked_from_several_places_gives_each_answer_its_own_tokens():
+    """Long continuations that begin alike lie on one edge, and their states are wanted in no order."""
+    rng = random.Random(4)
+    shared = tuple(rng.choices(range(2, 1000), k=90))
+    pairs = [(shared[:cut], (*shared[cut:], *rng.choices(range(2, 1000), k=3))) for cut in (1, 40, 70, 85, 89) for _ in range(3)]
+    together = scorer().continuation_scores(pairs)
+    for pair in pairs:
+        with torch.inference_mode():
+            logprobs = model()(torch.tensor([[*pair[0], *pair[1]]])).logits_BTV[0, len(pair[0]) - 1 : -1].double().log_softmax(-1)
+        assert together[pair].sum_logprob == pytest.approx(logprobs[range(len(pair[1])), list(pair[1])].sum().item(), abs=1e-3)
+        assert scorer().continuation_scores([pair]) == {pair: together[pair]}
+
+
 @settings(max_examples=4, **SLOW)
 @given(st.lists(st.lists(TOKENS, min_size=1, max_size=60).map(tuple), min_size=3, max_size=6), st.randoms(use_true_random=False))
 def test_generation_equals_the_naive_loop(contexts, rng):
@@ -81,6 +95,12 @@ def test_generation_equals_the_naive_loop(contexts, rng):
 
 def naive(context, n) -> tuple[str, bool]:
     """The text, and whether every token led clearly: nearly equal ones may change places with the order of sums."""
+    ids, clear = naive_ids(context, n)
+    return encoder().decode(ids[: ids.index(encoder().eos_id)] if encoder().eos_id in ids else ids), clear
+
+
+def naive_ids(context, n) -> tuple[list[int], bool]:
+    """The ``n`` likeliest next tokens, one plain pass each, and whether all of them led clearly."""
     ids, clear = list(context), True
     for _ in range(n):
         with torch.inference_mode():
@@ -88,10 +108,23 @@ def naive(context, n) -> tuple[str, bool]:
         first, second = logits.topk(2).values.tolist()
         ids.append(logits.argmax().item())
         clear &= first - second > 1e-3
-        if ids[-1] == encoder().eos_id:
-            ids.pop()
-            break
-    return encoder().decode(ids[len(context) :]), clear
+    return ids[len(context) :], clear
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 4096])
+def test_texts_that_end_at_different_steps_leave_the_others_as_they_are(batch_tokens):
+    """The end-of-text token is one that these texts really reach: some at once, some later, some never."""
+    rng = random.Random(3)
+    contexts = [context for context, _ in long_beginnings([(tuple(rng.choices(range(2, 1000), k=rng.randint(1, 30))), (2,)) for _ in range(24)], rng)]
+    found = {context: naive_ids(context, 8) for context in contexts}
+    contexts = [context for context in contexts if found[context][1]]
+    plain = [found[context][0] for context in contexts]
+    steps = {token: {ids.index(token) if token in ids else 8 for ids in plain} for token in sorted({t for ids in plain for t in ids})}
+    eos = max(steps, key=lambda token: len(steps[token]))
+    assert len(steps[eos]) > 2 and 8 in steps[eos]
+    answering = scorer(batch_tokens=batch_tokens)
+    answering.encoder = replace(encoder(), eos_id=eos)
+    assert answering.generate(contexts, 8, ()) == [encoder().decode(ids[: ids.index(eos)] if eos in ids else ids) for ids in plain]
 
 
 @needs_gauntlet
