@@ -158,7 +158,7 @@ def _first_seen(folder: Path) -> dict[str, str]:
 
 
 def _remember(folder: Path, one: DataFile, sha256: str) -> None:
-    from jobs.evaluating.answers import write_whole
+    from jobs.services.results import write_whole
 
     write_whole(folder / FIRST_SEEN, json.dumps(_first_seen(folder) | {one.path: sha256}, indent=1, sort_keys=True).encode() + b"\n")
 

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from functools import cache
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
+from jobs.services.results import write_whole
 from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Benchmark
 
@@ -134,17 +134,3 @@ class Cache:
             return
         merged = self.load(key) | dict(responses)
         write_whole(self._file(key), b"".join(_line(key, merged[i]) for i in sorted(merged)))
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".unfinished-{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("wb") as target:
-            target.write(content)
-            target.flush()
-            os.fsync(target.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)

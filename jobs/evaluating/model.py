@@ -171,17 +171,6 @@ def _place(kind: str) -> dict[str, str]:
     return {"device": device, "dtype": "bfloat16" if device == "cuda" and kind == OUTSIDE else "float32"}
 
 
-def _encoder(evaluated: EvaluatedModel) -> Any:
-    assert evaluated.tokenizer is not None  # noqa: S101 - a served model never comes here
-    from models.gauntlet import outside_models
-    from models.gauntlet.prompts import TokenizersEncoder, TransformersEncoder
-
-    if evaluated.kind == OUTSIDE:
-        return TransformersEncoder(outside_models.load_tokenizer(evaluated.tokenizer))
-    file = evaluated.tokenizer if evaluated.tokenizer.is_file() else evaluated.tokenizer / "tokenizer.json"
-    return TokenizersEncoder.from_bytes(file.read_bytes())
-
-
 def _loaded(evaluated: EvaluatedModel) -> tuple[Any, Any, Any]:
     """(model, encoder, cache type or None)."""
     assert evaluated.folder is not None and evaluated.tokenizer is not None  # noqa: S101 - a served model never comes here

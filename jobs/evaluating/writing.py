@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.evaluating.answers import write_whole
 from jobs.evaluating.lm_eval_results import Judged
 from jobs.evaluating.questions import Questions
+from jobs.services.results import write_whole
 from models.gauntlet import calibration
 from models.gauntlet.scoring import Response
 
