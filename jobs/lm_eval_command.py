@@ -6,11 +6,13 @@ Change here: which arguments the model takes, how a folder becomes one. Not here
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ _CHANGE_TEXTS: dict[str, Any] = {
     "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [], "forced_bos_token_id": None, "forced_eos_token_id": None,
     "sequence_bias": {}, "guidance_scale": 1.0, "exponential_decay_length_penalty": None,
 }  # fmt: skip
+_RESAMPLES_IN_ONE_PROCESS = "DISABLE_MULTIPROC"  # lm_eval.api.metrics.bootstrap_stderr
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -35,6 +38,17 @@ def require() -> None:
     """Raises MoelineError saying what to install where lm_eval is missing."""
     if importlib.util.find_spec("lm_eval") is None:
         raise MoelineError("lm_eval is not installed, and this needs it. Install it with: pip install 'moeline[lm-eval]' (or lm-eval==0.4.13).")
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """lm_eval resamples in forked processes: a child forked while another thread of ours holds a lock waits for it for ever. Same seeds, same numbers here."""
+    before = os.environ.get(_RESAMPLES_IN_ONE_PROCESS)
+    os.environ[_RESAMPLES_IN_ONE_PROCESS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_RESAMPLES_IN_ONE_PROCESS) if before is None else os.environ.update({_RESAMPLES_IN_ONE_PROCESS: before})
 
 
 def tokenizer_of(found: folders.EvaluatedModel, *, add_bos_token: bool | None = None) -> Any:
@@ -148,7 +162,8 @@ def run(given: Sequence[str], known_tokenizers: Path | None = None) -> None:
     before = sys.argv
     sys.argv = ["moeline lm-eval", *given]  # lm_eval reads its arguments there and nowhere else
     try:
-        cli_evaluate()
+        with in_this_process():
+            cli_evaluate()
     except (ValueError, KeyError, OSError) as error:
         raise MoelineError(f"lm_eval stopped: {type(error).__name__}: {error}") from error
     finally:

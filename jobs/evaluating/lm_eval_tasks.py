@@ -176,7 +176,7 @@ def _evaluated(entry: Entry, lm: Any, known: Any, max_items: int | None) -> dict
     from lm_eval import simple_evaluate
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # lm_eval prints while it resamples
+        with contextlib.redirect_stdout(sys.stderr), lm_eval_command.in_this_process():  # lm_eval prints while it resamples
             return simple_evaluate(model=lm, tasks=[entry.task], num_fewshot=entry.num_fewshot, limit=max_items, task_manager=known, log_samples=True)
     except MoelineError:
         raise

@@ -11,6 +11,8 @@ import outside_folders
 from gauntlet_examples import documents, model, tokenizer_json
 
 N = 10
+# Without a network, and resampled in this process: lm_eval's own pool of forked processes never ends where another thread held a lock.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
 _WORDS = [word for _, _, text in documents()[:3] for word in text.split() if word.isalpha()]
 
 

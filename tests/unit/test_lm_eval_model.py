@@ -18,21 +18,12 @@ from gauntlet_examples import model, tokenizer_json
 
 from jobs.contract import MoelineError
 
+pytestmark = pytest.mark.usefixtures("offline_lm_eval")
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra test)")
 pytest.importorskip("accelerate", reason="lm_eval's hf backend needs accelerate (extra test)")
 
 REPO = Path(__file__).resolve().parents[2]
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 KINDS = ["llama", "bos", "chat", "gpt2", "own"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline():
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    os.environ.update(OFFLINE)
-    yield
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +242,7 @@ def test_arguments_that_make_no_model_are_said(arguments, message, folder_of):
 def command_line(*arguments, home, **environment):
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", "lm-eval", *map(str, arguments)], cwd=REPO, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | OFFLINE | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "MOELINE_HOME": str(home)} | environment,
+        env=os.environ | small_lm_eval.OFFLINE | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "MOELINE_HOME": str(home)} | environment,
     )  # fmt: skip
 
 

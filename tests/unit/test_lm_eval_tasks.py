@@ -16,17 +16,9 @@ from jobs.contract import MoelineError
 from jobs.evaluating import answers, command, writing
 from jobs.services import responses
 
+pytestmark = pytest.mark.usefixtures("offline_lm_eval")
 pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra test)")
 pytest.importorskip("accelerate", reason="lm_eval's hf backend needs accelerate (extra test)")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline():
-    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    yield
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +120,14 @@ def test_they_are_marked_as_lm_evals_and_change_no_average_of_foundrys(models, d
     before, after = report.split("## Tasks of lm_eval")
     assert "lm_eval" not in before.replace("lm\\_eval", "lm_eval") and "no part of any average" in after
     assert after.count("\n| lm\\_eval/small\\_") == 2 + 2 + 3 + 2
+
+
+def test_no_process_is_forked_to_resample(models, data, include, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISABLE_MULTIPROC")
+    monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("lm_eval forked: a child of a process with threads may never end"))
+    result = evaluate(models["llama"], data, tmp_path, include, tasks=("lm_eval/small_finish", "lm_eval/small_read"))
+    assert any(m["name"] == "perplexity" and m["stderr"] > 0 for one in result["lm_eval"] for m in one["metrics"])
+    assert "DISABLE_MULTIPROC" not in os.environ
 
 
 def test_a_row_holds_what_the_item_was_and_what_was_answered(models, data, include, tmp_path):

@@ -80,13 +80,13 @@ def _save(home: Path, tokens: int, start: multiprocessing.Event, out: multiproce
 
 
 def test_of_many_that_save_one_name_at_once_one_wins_and_its_content_is_there(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a child forked beside other threads may never end
     start, out = context.Event(), context.Queue()
     workers = [context.Process(target=_save, args=(tmp_path, 90_112 + 512 * (i % 3), start, out)) for i in range(9)]
     for worker in workers:
         worker.start()
     start.set()
-    found = [out.get(timeout=30) for _ in workers]
+    found = [out.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
     winner = own_recipes.read(tmp_path, "raced").tokens
