@@ -179,11 +179,11 @@ def _order(arguments: argparse.Namespace, env: Any) -> Any:
 
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch, sample_data
+    from jobs.services import landing
 
+    folder = landing.local(env)
     days = arguments.day or launch.sample_days(env, arguments.days)
-    found = sample_data.write(
-        env.landing, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else sample_data.progress_lines(_say)
-    )
+    found = sample_data.write(folder, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else sample_data.progress_lines(_say))
     if not arguments.json:
         print(found)
     return {"days": list(days), "files": found.files, "written": found.written, "documents": found.documents, "bytes": found.bytes}

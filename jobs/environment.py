@@ -59,7 +59,7 @@ class Environment:
     name: str
     home: Path
     warehouse: Path
-    landing: Path
+    landing: Path | str  # a folder, or the URL of one (jobs/services/landing.py)
     artifacts: Path
     prices: Prices
     resources: dict[str, Resources]
@@ -79,7 +79,8 @@ class Environment:
             prices = Prices(**raw["prices"])
             default = raw["resources"]["default"]
             resources = {stage: Resources(**{**default, **values}) for stage, values in raw["resources"].items()}
-            paths = {key: (root / raw["paths"][key]).resolve() for key in ("warehouse", "landing", "artifacts")}
+            given = {key: raw["paths"][key] for key in ("warehouse", "landing", "artifacts")}
+            paths = {key: path if key == "landing" and "://" in path else (root / path).resolve() for key, path in given.items()}
         except (KeyError, TypeError) as error:
             raise MoelineError(f"{file}: missing or unknown setting: {error}. Compare it with infra/env/local.toml.") from None
         return cls(name=file.stem, home=root, prices=prices, resources=resources, services=raw.get("services", {}), **paths)

@@ -18,17 +18,8 @@ from jobs.config import WRITERS, Recipe
 from jobs.contract import MoelineError, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results
-
-
-@dataclass(frozen=True)
-class LandedFile:
-    """One file of the landing zone. ``relative`` is its path under it, ``source`` its first folder."""
-
-    path: str
-    source: str
-    relative: str
-    interval: str
-    sha256: str
+from jobs.services.landing import LandedFile
+from jobs.services.landing import files as landed_files
 
 
 @dataclass(frozen=True)
@@ -99,20 +90,6 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
         identity = {f"landing/{file.relative}": file.sha256 for file in landing}
         versions = {"landing": hashlib.sha256("".join(f"{f.relative}\0{f.sha256}\n" for f in landing).encode()).hexdigest()[:16]}
     return Inputs(versions, identity, interval, configs, landing)
-
-
-def landed_files(env: Environment, interval: str) -> tuple[LandedFile, ...]:
-    """Files that landed for a day, in a fixed order, with the hash of their content (their identity)."""
-    found = []
-    for folder in sorted(env.landing.glob(f"*/{interval}")):
-        for path in sorted(folder.rglob("*")):
-            # A name that starts with a dot is still being written. A link could point anywhere.
-            if path.name.startswith(".") or path.is_symlink() or not path.is_file():
-                continue
-            with open(path, "rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            found.append(LandedFile(str(path), folder.parent.name, str(path.relative_to(env.landing)), interval, digest))
-    return tuple(found)
 
 
 def _open(env: Environment, name: str, where: dict[TableVersion, list[str]], engine: str, tools: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 from jobs.config import PREPARE_STAGES
 from jobs.contract import BudgetExceeded, MoelineError, parse_day
 from jobs.environment import Environment
+from jobs.services import landing
 from jobs.services.airflow import AirflowClient
 from jobs.services.results import write_whole
 from jobs.watch import RunSeen, TaskSeen, Watch, failures, log_tail, task_url
@@ -114,33 +115,21 @@ def _conf(env: Environment, recipe: str, gauntlet_data: str | None) -> dict[str,
 def _landed_days(env: Environment, days: int, echo: Echo) -> list[str]:
     """The last ``days`` days with files in the landing zone, after writing the sample corpus if there are none."""
     unfinished = env.home / "sample_days.unfinished"
-    landed = _days_in_landing(env)
+    landed = landing.days(env)
     if not landed or unfinished.exists():
         chosen = sample_days(env, days)
         write_whole(unfinished, b"")
         echo(f"Writing the sample corpus for {chosen[0]} to {chosen[-1]} (source code and documentation of the installed Python distributions)")
         from jobs import sample_data
 
-        summary = sample_data.write(env.landing, chosen, progress=sample_data.progress_lines(echo))
+        summary = sample_data.write(landing.local(env), chosen, progress=sample_data.progress_lines(echo))
         unfinished.unlink(missing_ok=True)
         echo(f"Sample corpus: {summary}")
-        landed = _days_in_landing(env)
+        landed = landing.days(env)
     chosen = landed[-days:]
     if len(chosen) < days:
         echo(f"{days} days were asked for; the landing zone has {len(chosen)}: {', '.join(chosen)}")
     return chosen
-
-
-def _days_in_landing(env: Environment) -> list[str]:
-    found = set()
-    for folder in env.landing.glob("*/*"):
-        try:
-            day = dt.date.fromisoformat(folder.name)
-        except ValueError:
-            continue
-        if folder.is_dir() and any(not f.name.startswith(".") for f in folder.rglob("*") if f.is_file()):
-            found.add(day.isoformat())
-    return sorted(found)
 
 
 # -- the two DAGs -----------------------------------------------------------------------------------------------------------

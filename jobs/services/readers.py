@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from jobs.services.landing import StoreError, is_url, opened
 from jobs.services.streams import Line, StreamBroken, chunks, lines
 
 RAW_BYTES = 1024  # of an unreadable record, for a person to look at
@@ -65,7 +66,7 @@ def read(path: str, relative: str, *, text_column: str, max_bytes: int) -> Itera
 
 
 def _head(path: str) -> bytes:
-    with open(path, "rb") as handle:
+    with opened(path) as handle:
         return handle.read(RAW_BYTES)
 
 
@@ -192,15 +193,19 @@ def _warc(path: str, relative: str, compression: str | None, max_bytes: int) -> 
 
 
 def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iterator[Record]:
+    with opened(path) as handle:  # a missing file is the environment's fault, not the content's
+        if handle.seek(0, 2) == 0:
+            return
+        yield from _parquet_rows(handle if is_url(path) else path, path, relative, text_column, max_bytes)
+
+
+def _parquet_rows(source: Any, path: str, relative: str, text_column: str, max_bytes: int) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open(path, "rb") as handle:  # a missing file is the environment's fault, not the content's
-        if handle.seek(0, 2) == 0:
-            return
     row = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
             schema = file.schema_arrow
             problem = _wrong_columns(schema, text_column)
             if problem:
@@ -214,6 +219,8 @@ def _parquet(path: str, relative: str, text_column: str, max_bytes: int) -> Iter
                     row += 1
             if row != file.metadata.num_rows:  # pages that are gone are no error to Arrow
                 raise ValueError(f"the file says it has {file.metadata.num_rows} rows")
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield _bad(row if row else -1, f"broken Parquet from row {row} on: {reason.replace(path, relative)}", _head(path))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from jobs.services.landing import opened
+
 _READ_BYTES = 1 << 20
 _OUTPUT_BYTES = 1 << 20
 # zstd can turn 4 bytes into 128 KiB, and its streaming call returns all that a piece of input gives: 1 KiB gives 32 MiB at worst.
@@ -33,7 +35,7 @@ class Line(NamedTuple):
 
 def chunks(path: str, compression: str | None) -> Iterator[bytes]:
     """Decompressed content in pieces of bounded size. Raises StreamBroken after the last good piece, OSError if it cannot open."""
-    with open(path, "rb") as handle:
+    with opened(path) as handle:
         if compression == "gzip":
             yield from _gunzip(handle)
         elif compression == "zstd":

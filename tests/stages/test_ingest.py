@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -16,7 +17,7 @@ import zstandard
 from expectations.tables import TABLES
 from jobs.config import IngestConfig
 from jobs.contract import MoelineError
-from jobs.inputs import LandedFile
+from jobs.services.landing import LandedFile
 from jobs.services.spark import cast_to_table
 from jobs.stages import ingest
 
@@ -54,6 +55,13 @@ def good_files(tmp_path) -> list[LandedFile]:
         land(tmp_path, "web", "c.parquet", (tmp_path / "made.parquet").read_bytes()),
         land(tmp_path, "docs", "d.md", b"# A title\n"),
     ]
+
+
+def test_files_behind_a_url_are_the_same_documents(good_files, tools):
+    behind = [dataclasses.replace(file, path=f"file://{file.path}") for file in good_files]
+    over_url, local = ingested(behind, tools), ingested(good_files, tools)
+    by_id = lambda rows: sorted(rows, key=lambda row: row["doc_id"])  # noqa: E731
+    assert (by_id(over_url[0]), over_url[1:]) == (by_id(local[0]), local[1:])
 
 
 def test_a_good_day_is_all_documents(good_files, tools):

@@ -13,7 +13,7 @@ import pytest
 from hostile_files import KINDS, LAST, LIMIT, N_NOISE, NOISE, ROW, TABLE, parquet, zst
 
 from jobs.environment import REPO
-from jobs.inputs import landed_files
+from jobs.services.landing import files as landed_files
 from jobs.services.readers import RAW_BYTES, read
 
 MAX_GROWTH_MB = 220  # of a reader over what its process holds before: a Parquet page is decoded whole, zstd gives up to 32 MiB per piece of input

@@ -10,6 +10,7 @@ import pytest
 from jobs import launch
 from jobs.contract import MoelineError
 from jobs.environment import Environment
+from jobs.services import landing
 
 
 def land(env: Environment, source: str, day: str, name: str = "part.jsonl") -> None:
@@ -50,7 +51,7 @@ def test_files_still_being_written_and_other_folders_are_no_data(env: Environmen
     land(env, "books", "2026-01-05", ".part.jsonl.tmp")
     land(env, "books", "notes")
     (env.landing / "books" / "2026-01-07").mkdir()
-    assert launch._days_in_landing(env) == []
+    assert landing.days(env) == []
 
 
 @pytest.mark.parametrize(
