@@ -43,13 +43,25 @@ class CleanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeduplicateConfig:
-    """Exact, then MinHash LSH (Broder; FineWeb's 5-word shingles, 14 bands x 8 rows) with every pair verified."""
+    """Exact, then MinHash LSH (Broder; FineWeb's 5-word shingles, 14 bands x 8 rows) with every pair verified.
+
+    ``scope``: which documents are compared. ``all``: every document of the day with every other and with what all other days kept.
+    ``source``: the same, but only documents of one source with each other. ``day``: only within the day, so that no day depends on another.
+    More is not better: over the 96 Common Crawl dumps of FineWeb (arXiv 2406.17557, section 3.4) global deduplication removed up to 90 % of a
+    dump, what it kept of the dump examined was worse than what it removed, and models were hardly better than without any deduplication.
+    FineWeb therefore deduplicates every dump for itself.
+    """
 
     shingle_words: int = 5
     bands: int = 14
     rows: int = 8
     min_jaccard: float = 0.7
     seed: int = 1
+    scope: str = field(default="all", metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("all", "source", "day"):
+            raise MoelineError(f"The scope of deduplication must be 'all', 'source' or 'day', not {self.scope!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,10 @@ The rule, in this order:
    kept partners one of another day is named first, then the most similar, then the smallest (interval, doc_id).
 
 ``cluster_size`` counts the kept document and everything of this day that was dropped for it.
+
+Scope (DeduplicateConfig.scope). With ``source`` the name of the source is mixed into every stored hash, so that equal texts of two
+sources have different ones: no join, no column, and fingerprints say what they may be compared with. Two recipes with different scopes
+never read each other's fingerprints, for another config is another corpus (Recipe.config_hash). With ``day`` other days are not read.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import DeduplicateConfig
 from jobs.contract import MoelineError, StageOutput, Tools
-from jobs.minhash import MinHash, WordHashes, jaccard, shingles, text_hash
+from jobs.minhash import MinHash, WordHashes, jaccard, mix, shingles, text_hash
 from jobs.stars import DROPPED, decide, decide_in_spark
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
@@ -52,21 +57,22 @@ def run(config: DeduplicateConfig, inputs: Mapping[str, Any], tools: Tools) -> S
 
     interval = str(tools.interval)
     documents = inputs["clean_documents"]
+    fingerprints, others = (None, None) if config.scope == "day" else (inputs.get("fingerprints"), inputs.get("unique_documents"))
     tools.progress(0, 4, "signatures")
-    signed = tools.materialise(_group_exact(_sign(documents, config, tools), inputs.get("fingerprints"), tools))
+    signed = tools.materialise(_group_exact(_sign(documents, config, tools), fingerprints, tools))
     survivors = signed.where("other_interval is null and doc_id = exact_doc_id")
     tools.progress(1, 4, "candidate pairs")
-    pairs = _verify(_candidates(survivors, inputs.get("fingerprints"), interval), documents, inputs.get("unique_documents"), config, interval, tools)
+    pairs = _verify(_candidates(survivors, fingerprints, interval), documents, others, config, interval, tools)
     near, counted = _decide(pairs, config.min_jaccard, interval, tools)
     tools.progress(2, 4, "duplicates")
     duplicates = tools.materialise(_duplicates(signed, near, interval))
     kept = signed.join(duplicates.select("doc_id"), "doc_id", "left_anti")
     bands = f.posexplode(f.concat(f.array("exact"), "bands")).alias("position", "hash")
-    fingerprints = kept.select("doc_id", bands).select((f.col("position") + _EXACT_BAND).cast("int").alias("band"), "hash", "doc_id")
+    kept_bands = kept.select("doc_id", bands).select((f.col("position") + _EXACT_BAND).cast("int").alias("band"), "hash", "doc_id")
     tables = {
         "unique_documents": documents.join(duplicates.select("doc_id"), "doc_id", "left_anti").select(documents.columns),
         "duplicates": duplicates,
-        "fingerprints": fingerprints.withColumn("interval", f.lit(interval)),
+        "fingerprints": kept_bands.withColumn("interval", f.lit(interval)),
     }
     metrics = _metrics(signed, duplicates) | counted
     tools.progress(3, 4, f"{metrics['duplicates']} of {metrics['documents']} documents dropped")
@@ -79,30 +85,39 @@ def _sign(documents: DataFrame, config: DeduplicateConfig, tools: Tools) -> Data
 
     def sign(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield from _signed(batch, minhash, config.shingle_words)
+            yield from _signed(batch, minhash, config)
 
     # A day may be one file, which is read by one task: spread it over the cores.
     partitions = int(tools.spark.conf.get("spark.sql.shuffle.partitions"))
-    return documents.select("doc_id", "n_bytes", "text").repartition(partitions, "doc_id").mapInArrow(sign, _SIGNED)
+    return documents.select("doc_id", "n_bytes", "source", "text").repartition(partitions, "doc_id").mapInArrow(sign, _SIGNED)
 
 
-def _signed(batch: pa.RecordBatch, minhash: MinHash, shingle_words: int) -> Iterator[pa.RecordBatch]:
+def _signed(batch: pa.RecordBatch, minhash: MinHash, config: DeduplicateConfig) -> Iterator[pa.RecordBatch]:
     import numpy as np
     import pyarrow as pa
 
     texts = batch.column("text").to_pylist()
     known = WordHashes()
-    sets = [shingles(text, shingle_words, known) for text in texts]
+    sets = [shingles(text, config.shingle_words, known) for text in texts]
     long = [index for index, found in enumerate(sets) if len(found)]
     bands = minhash.band_hashes(minhash.signatures([sets[index] for index in long]))
+    exact = np.array([text_hash(text) for text in texts], np.int64)
+    if config.scope == "source":
+        sources = np.array([known[source] for source in batch.column("source").to_pylist()], np.uint64)
+        bands, exact = _of_source(bands, sources[long, None]), _of_source(exact, sources)
     lengths = np.zeros(len(sets), np.int32)
     lengths[long] = minhash.bands
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     columns = [
-        batch.column("doc_id"), batch.column("n_bytes"), pa.array([text_hash(text) for text in texts], pa.int64()),
+        batch.column("doc_id"), batch.column("n_bytes"), pa.array(exact),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(bands.reshape(-1))),
     ]  # fmt: skip
     yield pa.RecordBatch.from_arrays(columns, names=["doc_id", "n_bytes", "exact", "bands"])
+
+
+def _of_source(hashes: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """int64 hashes that are equal where both the hash and the source's hash are (but for chance, 2^-64 per pair)."""
+    return mix(mix(hashes.view("uint64")) ^ sources).view("int64")
 
 
 def _group_exact(signed: DataFrame, fingerprints: DataFrame | None, tools: Tools) -> DataFrame:

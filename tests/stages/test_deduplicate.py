@@ -15,6 +15,7 @@ import pytest
 
 from expectations.tables import TABLES
 from jobs.config import DeduplicateConfig
+from jobs.contract import MoelineError
 from jobs.stages import deduplicate
 
 MONDAY, TUESDAY = "2026-11-02", "2026-11-03"
@@ -38,12 +39,12 @@ def brute_jaccard(left: str, right: str) -> float:
     return len(a & b) / len(a | b) if a | b else float(left.lower().split() == right.lower().split())
 
 
-def documents_of(spark: Any, texts: Mapping[str, str], interval: str, partitions: int = 2) -> Any:
+def documents_of(spark: Any, texts: Mapping[str, str], interval: str, partitions: int = 2, sources: Mapping[str, str] | None = None) -> Any:
     from jobs.services.spark import rows_schema
 
     rows = [
         {
-            "doc_id": doc_id, "interval": interval, "source": "prose", "uri": f"test:{doc_id}", "licence": None, "text": text,
+            "doc_id": doc_id, "interval": interval, "source": (sources or {}).get(doc_id, "prose"), "uri": f"test:{doc_id}", "licence": None, "text": text,
             "n_bytes": len(text.encode()), "scores": "{}",
         }
         for doc_id, text in texts.items()
@@ -52,13 +53,16 @@ def documents_of(spark: Any, texts: Mapping[str, str], interval: str, partitions
     return spark.createDataFrame(pa.Table.from_pylist(rows, schema), rows_schema(TABLES["clean_documents"])).repartition(partitions)
 
 
-def deduplicated(tools: Any, texts: Mapping[str, str], interval: str, others: Mapping[str, Any] | None = None, partitions: int = 2) -> Any:
+def deduplicated(
+    tools: Any, texts: Mapping[str, str], interval: str, others: Mapping[str, Any] | None = None, partitions: int = 2,
+    config: DeduplicateConfig = CONFIG, sources: Mapping[str, str] | None = None,
+) -> Any:  # fmt: skip
     """The day's rows by table (sorted, and checked to be castable to the contract), and the stage's metrics."""
     from jobs.services.spark import cast_to_table, rows_schema
 
     tools.interval = interval
-    inputs = {"clean_documents": documents_of(tools.spark, texts, interval, partitions), "fingerprints": None, "unique_documents": None, **(others or {})}
-    output = deduplicate.run(CONFIG, inputs, tools)
+    documents = documents_of(tools.spark, texts, interval, partitions, sources)
+    output = deduplicate.run(config, {"clean_documents": documents, "fingerprints": None, "unique_documents": None, **(others or {})}, tools)
     assert set(output.tables) == set(deduplicate.WRITES)
     tables = {name: cast_to_table(frame, TABLES[name]).toArrow() for name, frame in output.tables.items()}
     frames = {name: tools.spark.createDataFrame(table, rows_schema(TABLES[name])) for name, table in tables.items()}
@@ -232,3 +236,35 @@ def test_fingerprints_without_their_documents_are_refused(days: Any, tmp_path: P
     broken = {**days.others, "unique_documents": days.others["unique_documents"].where("doc_id != 'm-kept'")}
     with pytest.raises(Exception, match="fingerprints name m-kept of 2026-11-02, which unique_documents does not hold"):
         deduplicated(days.tools, {"t": TUESDAY_TEXTS["t-near-monday"]}, TUESDAY, broken)
+
+
+SCOPED = {name: long_text(5) for name in ("a-web", "b-web", "c-books")} | {"d-books": edited(long_text(5), 70), "e-web": "two words", "f-books": "two words"}
+SOURCES = {name: name.partition("-")[2] for name in (*SCOPED, "g-web", "h-books", "i-mail")}
+LATER = {"g-web": long_text(5).upper(), "h-books": edited(long_text(5), 100), "i-mail": long_text(5)}
+
+
+@pytest.mark.parametrize(
+    ("scope", "first_day", "second_day"),
+    [
+        (
+            "all",
+            {"a-web": "d-books", "b-web": "d-books", "c-books": "d-books", "f-books": "e-web"},
+            {"g-web": "d-books", "h-books": "d-books", "i-mail": "d-books"},
+        ),
+        ("source", {"b-web": "a-web", "c-books": "d-books"}, {"g-web": "a-web", "h-books": "d-books"}),
+        ("day", {"a-web": "d-books", "b-web": "d-books", "c-books": "d-books", "f-books": "e-web"}, {"h-books": "g-web", "i-mail": "g-web"}),
+    ],
+)
+def test_the_scope_of_the_recipe_says_who_is_compared(tools: Any, scope: str, first_day: dict[str, str], second_day: dict[str, str]) -> None:
+    config = DeduplicateConfig(scope=scope)
+    monday = deduplicated(tools, SCOPED, MONDAY, config=config, sources=SOURCES)
+    others = {name: monday.frames[name] for name in ("fingerprints", "unique_documents")}
+    tuesday = deduplicated(tools, LATER, TUESDAY, others, config=config, sources=SOURCES)
+    assert {r["doc_id"]: r["kept_doc_id"] for r in monday.duplicates} == first_day
+    assert {r["doc_id"]: r["kept_doc_id"] for r in tuesday.duplicates} == second_day
+    assert {r["kept_interval"] for r in tuesday.duplicates} == ({TUESDAY} if scope == "day" else {MONDAY})
+
+
+def test_an_unknown_scope_is_refused() -> None:
+    with pytest.raises(MoelineError, match="must be 'all', 'source' or 'day', not 'dump'"):
+        DeduplicateConfig(scope="dump")
