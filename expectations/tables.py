@@ -137,9 +137,10 @@ DUPLICATES = Table(
         C("doc_id", "string", "dropped"), INTERVAL, C("kept_doc_id", "string", "kept"), C("kept_interval", "string", "data day of the kept one"),
         C("jaccard", "float64", "true Jaccard similarity of the shingle sets"), C("cluster_size", "int64", "documents in the cluster, this day"),
         C("scope", "string", "exact | near | exact_other_day | near_other_day"),
+        C("containment", "float64", "share of the smaller shingle set that the other holds, where the recipe decides by it", nullable=True),
     ),
     "interval",
-    (between("jaccard", 0.0, 1.0), between("cluster_size", 2), one_of("scope", "exact", "near", "exact_other_day", "near_other_day")),
+    (between("jaccard", 0.0, 1.0), between("containment", 0.0, 1.0), between("cluster_size", 2), one_of("scope", "exact", "near", "exact_other_day", "near_other_day")),
 )  # fmt: skip
 UNIQUE_DOCUMENTS = Table(
     "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1)),

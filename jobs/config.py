@@ -50,6 +50,10 @@ class DeduplicateConfig:
     More is not better: over the 96 Common Crawl dumps of FineWeb (arXiv 2406.17557, section 3.4) global deduplication removed up to 90 % of a
     dump, what it kept of the dump examined was worse than what it removed, and models were hardly better than without any deduplication.
     FineWeb therefore deduplicates every dump for itself.
+
+    ``measure``: what a candidate pair must reach. ``jaccard``: shared shingles over all shingles of both, at least ``min_jaccard``.
+    ``containment``: shared shingles over those of the smaller set, at least ``min_containment``: drops a copy with much added or cut, too.
+    Candidates are found by Jaccard similarity either way (at .5 about one pair in twenty is), so short excerpts of long texts stay.
     """
 
     shingle_words: int = 5
@@ -58,8 +62,17 @@ class DeduplicateConfig:
     min_jaccard: float = 0.7
     seed: int = 1
     scope: str = field(default="all", metadata=ADDED)
+    measure: str = field(default="jaccard", metadata=ADDED)
+    min_containment: float = field(default=0.8, metadata=ADDED)
+
+    @property
+    def min_similarity(self) -> float:
+        """What a pair must reach by ``measure``."""
+        return self.min_containment if self.measure == "containment" else self.min_jaccard
 
     def __post_init__(self) -> None:
+        if self.measure not in ("jaccard", "containment"):
+            raise MoelineError(f"The measure of deduplication must be 'jaccard' or 'containment', not {self.measure!r}.")
         if self.scope not in ("all", "source", "day"):
             raise MoelineError(f"The scope of deduplication must be 'all', 'source' or 'day', not {self.scope!r}.")
 

@@ -9,7 +9,8 @@ The rule, in this order:
    short for a shingle are compared in this way only.
 2. Near. Survivors of 1 that share an LSH band with another one, or with a document kept on another day, are candidates. In a
    bucket of more than _HUBS documents each is compared with its first _HUBS only, so that a huge bucket costs linear, not quadratic
-   work. Every candidate pair is verified: true Jaccard similarity of the shingle sets of both texts, at least ``min_jaccard``.
+   work. Every candidate pair is verified: true Jaccard similarity of the shingle sets of both texts, at least ``min_jaccard``, or by
+   the recipe's choice true containment of the smaller set in the larger, at least ``min_containment``.
 3. Stars, not chains. Documents are decided from the longest to the shortest (ties: doc_id): one is dropped if a verified partner was
    already kept, else it is kept. Documents that other days kept come before all. A chain a~b~c therefore never drops c for a when c and a
    are not similar themselves: every dropped document is verified against the very document that is kept in its place. Among several
@@ -30,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 from jobs.config import DeduplicateConfig
 from jobs.contract import MoelineError, StageOutput, Tools
 from jobs.minhash import MinHash, WordHashes, jaccard, mix, shingles, text_hash
-from jobs.stars import DROPPED, decide, decide_in_spark
+from jobs.stars import PAIRS, decide, decide_in_spark
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 ENGINE = "spark"
 READS = {"clean_documents": "interval", "fingerprints": "other_intervals", "unique_documents": "other_intervals"}
@@ -45,10 +46,8 @@ REVISION = 1
 
 _EXACT_BAND = -1
 _HUBS = 16
-_COLLECTED_PAIRS = 500_000  # about 60 MB in this process; more pairs are decided in Spark
-_BATCH_CHARS = 8_000_000
+_COLLECTED_PAIRS = 500_000  # similar pairs decided in this process: at most 400 bytes each, 200 MB of the 2 GiB a stage is allocated
 _SIGNED = "doc_id string, n_bytes bigint, exact bigint, bands array<bigint>"
-_PAIRS = "kept_interval string, kept_doc_id string, doc_id string, jaccard double"
 
 
 def run(config: DeduplicateConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOutput:
@@ -63,9 +62,9 @@ def run(config: DeduplicateConfig, inputs: Mapping[str, Any], tools: Tools) -> S
     survivors = signed.where("other_interval is null and doc_id = exact_doc_id")
     tools.progress(1, 4, "candidate pairs")
     pairs = _verify(_candidates(survivors, fingerprints, interval), documents, others, config, interval, tools)
-    near, counted = _decide(pairs, config.min_jaccard, interval, tools)
+    near, counted = _decide(pairs, config, interval, tools)
     tools.progress(2, 4, "duplicates")
-    duplicates = tools.materialise(_duplicates(signed, near, interval))
+    duplicates = tools.materialise(_duplicates(signed, near, config.measure, interval))
     kept = signed.join(duplicates.select("doc_id"), "doc_id", "left_anti")
     bands = f.posexplode(f.concat(f.array("exact"), "bands")).alias("position", "hash")
     kept_bands = kept.select("doc_id", bands).select((f.col("position") + _EXACT_BAND).cast("int").alias("band"), "hash", "doc_id")
@@ -157,7 +156,7 @@ def _candidates(survivors: DataFrame, fingerprints: DataFrame | None, interval: 
 
 
 def _verify(pairs: DataFrame, documents: DataFrame, others: DataFrame | None, config: DeduplicateConfig, interval: str, tools: Tools) -> DataFrame:
-    """Adds the true Jaccard similarity. Streams the texts: a task holds one hub's shingles and one partner at a time."""
+    """Adds the true Jaccard similarity and containment (columns of PAIRS). Streams the texts: a task holds one hub's shingles and one partner at a time."""
     from pyspark.sql import functions as f
 
     key = ["kept_interval", "kept_doc_id"]
@@ -173,44 +172,54 @@ def _verify(pairs: DataFrame, documents: DataFrame, others: DataFrame | None, co
 
     partitions = int(tools.spark.conf.get("spark.sql.shuffle.partitions"))
     rows = hubs.union(partners).repartition(partitions, *key).sortWithinPartitions(*key, "doc_id")  # the hub (doc_id "") comes first
-    return rows.mapInArrow(measure, _PAIRS)
+    return rows.mapInArrow(measure, PAIRS)
 
 
 def _measured(batches: Iterator[pa.RecordBatch], shingle_words: int) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     hub: tuple[str, str] | None = None
     for batch in batches:
         known = WordHashes()
-        similarities: list[float | None] = []
+        similarities: list[tuple[float, float] | None] = []
         keys = zip(*(batch.column(name).to_pylist() for name in ("kept_interval", "kept_doc_id", "doc_id", "text")), strict=True)
         for kept_interval, kept_doc_id, doc_id, text in keys:
             if doc_id == "":
                 hub, hub_shingles = (kept_interval, kept_doc_id), shingles(text, shingle_words, known)
             elif hub != (kept_interval, kept_doc_id):
                 raise MoelineError(f"fingerprints name {kept_doc_id} of {kept_interval}, which unique_documents does not hold. Run that day again.")
-            similarities.append(None if doc_id == "" else jaccard(hub_shingles, shingles(text, shingle_words, known)))
-        measured = batch.select(["kept_interval", "kept_doc_id", "doc_id"]).append_column("jaccard", pa.array(similarities, pa.float64()))
-        yield measured.filter(measured.column("jaccard").is_valid())
+            similarities.append(None if doc_id == "" else _similarities(hub_shingles, shingles(text, shingle_words, known)))
+        found = pa.array(similarities, pa.list_(pa.float64(), 2))
+        columns = [*batch.select(["kept_interval", "kept_doc_id", "doc_id"]).columns, *(pc.list_element(found, place) for place in (0, 1))]
+        yield pa.RecordBatch.from_arrays(columns, names=["kept_interval", "kept_doc_id", "doc_id", "jaccard", "containment"]).filter(found.is_valid())
 
 
-def _decide(pairs: DataFrame, min_jaccard: float, interval: str, tools: Tools) -> tuple[DataFrame, dict[str, int]]:
-    """Who is dropped for whom (see the module's rule 3): here when the pairs are few, in Spark when they are many."""
+def _similarities(left: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """(true Jaccard similarity, true containment of the smaller set in the larger) of two shingle sets, of which none is empty."""
+    similarity = jaccard(left, right)
+    both = round(similarity * (len(left) + len(right)) / (1 + similarity))  # exact: the number of shared shingles is whole
+    return similarity, both / min(len(left), len(right))
+
+
+def _decide(pairs: DataFrame, config: DeduplicateConfig, interval: str, tools: Tools) -> tuple[DataFrame, dict[str, int]]:
+    """Who is dropped for whom (see the module's rule 3): in Spark, where the number of pairs is bounded by nothing but its disks.
+
+    A round of joins in Spark costs seconds whatever its size, and a chain of documents takes many rounds, so up to _COLLECTED_PAIRS pairs
+    (a bound of this process's memory) are decided here in a second or two. Both ways give the same rows (jobs/stars.py).
+    """
     from pyspark.sql import functions as f
 
-    few = pairs.limit(_COLLECTED_PAIRS + 1).toArrow()
-    if few.num_rows <= _COLLECTED_PAIRS:
-        import pyarrow.compute as pc
-
-        similar = few.filter(pc.greater_equal(few["jaccard"], min_jaccard))
-        near = tools.spark.createDataFrame(decide(similar, interval), DROPPED)
-        return near, {"candidate_pairs": few.num_rows, "verified_pairs": similar.num_rows}
-    pairs = tools.materialise(pairs)
-    similar = pairs.where(f.col("jaccard") >= min_jaccard)
-    return decide_in_spark(similar, interval, tools), {"candidate_pairs": pairs.count(), "verified_pairs": similar.count()}
+    pairs = tools.materialise(pairs)  # so that nothing is verified twice
+    enough = f.col(config.measure) >= config.min_similarity
+    candidates, verified = pairs.select(f.count("*"), f.count_if(enough)).first()
+    similar, counted = pairs.where(enough), {"candidate_pairs": candidates, "verified_pairs": verified}
+    if verified > _COLLECTED_PAIRS:
+        return decide_in_spark(similar, interval, tools, config.measure), counted
+    return tools.spark.createDataFrame(decide(similar.toArrow(), interval, config.measure), PAIRS), counted
 
 
-def _duplicates(signed: DataFrame, near: DataFrame, interval: str) -> DataFrame:
+def _duplicates(signed: DataFrame, near: DataFrame, measure: str, interval: str) -> DataFrame:
     """Rows of ``duplicates``. A copy of a text that was itself dropped names the document kept in the end."""
     from pyspark.sql import Window
     from pyspark.sql import functions as f
@@ -225,12 +234,17 @@ def _duplicates(signed: DataFrame, near: DataFrame, interval: str) -> DataFrame:
         .when(close, "near")
         .when(f.col("doc_id") != f.col("exact_doc_id"), "exact")
     )
+
+    def equal_or(similarity: str) -> Column:
+        return f.when(other_day, 1.0).otherwise(f.coalesce(similarity, f.lit(1.0)))
+
     found = joined.select(
         "doc_id",
         f.coalesce("other_doc_id", "kept_doc_id", "exact_doc_id").alias("kept_doc_id"),
         f.coalesce("other_interval", "kept_interval", f.lit(interval)).alias("kept_interval"),
-        f.when(other_day, 1.0).otherwise(f.coalesce("jaccard", f.lit(1.0))).alias("jaccard"),
+        equal_or("jaccard").alias("jaccard"),
         scope.alias("scope"),
+        (equal_or("containment") if measure == "containment" else f.lit(None).cast("double")).alias("containment"),
     ).where("scope is not null")
     cluster = Window.partitionBy("kept_interval", "kept_doc_id")
     return found.withColumns({"cluster_size": f.count("*").over(cluster) + 1, "interval": f.lit(interval)})

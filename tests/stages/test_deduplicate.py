@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,3 +269,34 @@ def test_the_scope_of_the_recipe_says_who_is_compared(tools: Any, scope: str, fi
 def test_an_unknown_scope_is_refused() -> None:
     with pytest.raises(MoelineError, match="must be 'all', 'source' or 'day', not 'dump'"):
         DeduplicateConfig(scope="dump")
+
+
+def brute_containment(left: str, right: str) -> float:
+    a, b = ({tuple(w[i : i + 5]) for i in range(len(w) - 4)} for w in (left.lower().split(), right.lower().split()))
+    return len(a & b) / min(len(a), len(b))
+
+
+def test_a_recipe_that_asks_for_containment_drops_what_another_text_holds(tools: Any) -> None:
+    text = long_text(11)
+    texts = {
+        "whole": text,
+        "extended": text + " " + random_text(90, 12),  # J .61, but all of "whole" is in it
+        "changed": edited(text, 20, 60, 100),  # J .82, containment .90
+        "half-new": " ".join(text.split()[:100]) + " " + random_text(50, 13),  # J .49, containment .66
+        "copy": text.upper(),
+    }
+    config = DeduplicateConfig(measure="containment", min_containment=0.85, bands=60, rows=3)  # bands that meet every pair of this similarity
+    by_jaccard = deduplicated(tools, texts, MONDAY, config=replace(config, measure="jaccard"))
+    by_containment = deduplicated(tools, texts, MONDAY, config=config)
+    assert {r["doc_id"]: r["kept_doc_id"] for r in by_jaccard.duplicates} == {"copy": "changed", "whole": "changed"}
+    for row in by_containment.duplicates:
+        assert row["jaccard"] == pytest.approx(brute_jaccard(texts[row["doc_id"]], texts[row["kept_doc_id"]]), abs=1e-12)
+        assert row["containment"] == pytest.approx(brute_containment(texts[row["doc_id"]], texts[row["kept_doc_id"]]), abs=1e-12)
+    assert {r["doc_id"]: r["kept_doc_id"] for r in by_containment.duplicates} == dict.fromkeys(("whole", "changed", "copy"), "extended")
+    assert {r["containment"] for r in by_jaccard.duplicates} == {None}
+    assert by_jaccard.metrics["candidate_pairs"] == by_containment.metrics["candidate_pairs"]
+
+
+def test_an_unknown_measure_is_refused() -> None:
+    with pytest.raises(MoelineError, match="must be 'jaccard' or 'containment', not 'cosine'"):
+        DeduplicateConfig(measure="cosine")

@@ -1,17 +1,14 @@
-"""MinHash kernels against brute force and theory, and the choice of who is kept."""
+"""MinHash kernels against brute force and theory."""
 
 from __future__ import annotations
 
 import random
 import string
-from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from jobs.minhash import MinHash, WordHashes, jaccard, ngram_hashes, ngram_hashes_of_many, shingles, text_hash, words
-from jobs.stars import decide
 
 BANDS, ROWS = 14, 8
 TEXT_HASH = -1993939474799311446
@@ -122,60 +119,3 @@ def test_the_text_hash_ignores_case_and_white_space_only() -> None:
     assert text_hash("Hello  World\n") == text_hash("hello world")
     assert text_hash("hello, world") != text_hash("hello world")
     assert words("A  b\u00a0C\n") == ["a", "b", "c"]
-
-
-DAY = "2026-11-02"
-
-
-def table_of(pairs: list[tuple[str, str, str, float]]) -> pa.Table:
-    names = ["kept_interval", "kept_doc_id", "doc_id", "jaccard"]
-    schema = pa.schema([(name, pa.string()) for name in names[:3]] + [("jaccard", pa.float64())])
-    return pa.Table.from_pylist([dict(zip(names, pair, strict=True)) for pair in pairs], schema)
-
-
-def dropped(pairs: list[tuple[str, str, str, float]]) -> dict[str, tuple[str, str, float]]:
-    return {r["doc_id"]: (r["kept_interval"], r["kept_doc_id"], r["jaccard"]) for r in decide(table_of(pairs), DAY).to_pylist()}
-
-
-def test_a_chain_keeps_the_end_that_does_not_resemble_its_start() -> None:
-    assert dropped([(DAY, "a", "b", 0.8), (DAY, "b", "c", 0.8)]) == {"b": (DAY, "a", 0.8)}
-
-
-def test_a_document_of_another_day_wins_over_a_more_similar_one_of_this_day() -> None:
-    found = dropped([("2026-11-01", "z", "b", 0.71), (DAY, "a", "b", 0.99)])
-    assert found == {"b": ("2026-11-01", "z", 0.71)}
-
-
-def test_among_kept_partners_the_most_similar_is_named() -> None:
-    assert dropped([(DAY, "a", "c", 0.8), (DAY, "b", "c", 0.9)]) == {"c": (DAY, "b", 0.9)}
-    assert dropped([(DAY, "b", "c", 0.8), (DAY, "a", "c", 0.8)]) == {"c": (DAY, "a", 0.8)}
-
-
-def test_the_same_id_on_another_day_is_another_document() -> None:
-    assert dropped([("2026-11-01", "b", "b", 1.0), (DAY, "b", "c", 0.9)]) == {"b": ("2026-11-01", "b", 1.0)}
-
-
-def test_nothing_similar_drops_nothing() -> None:
-    assert dropped([]) == {}
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_decisions_equal_going_through_all_documents_in_order(seed: int) -> None:
-    rng = random.Random(seed)
-    names = [f"d{i:03d}" for i in range(60)]
-    pairs = [(DAY, a, b, round(rng.uniform(0.7, 1), 3)) for i, a in enumerate(names) for b in names[i + 1 :] if rng.random() < 0.04]
-    pairs += [("2026-11-01", f"o{i}", rng.choice(names), 0.75) for i in range(4)]
-    kept: set[str] = set()
-    for name in names:  # the definition, read literally
-        if not any(b == name and (day != DAY or a in kept) for day, a, b, _ in pairs):
-            kept.add(name)
-    rng.shuffle(pairs)
-    found = dropped(pairs)
-    assert set(names) - set(found) == kept
-    assert all(day != DAY or partner in kept for day, partner, _ in found.values())
-
-
-def test_a_chain_of_twenty_thousand_documents_is_decided_without_recursion() -> None:
-    names = [f"{i:06d}" for i in range(20_000)]
-    found = dropped([(DAY, a, b, 0.9) for a, b in pairwise(names)][::-1])
-    assert len(found) == 10_000
