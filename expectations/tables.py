@@ -145,14 +145,33 @@ DUPLICATES = Table(
 UNIQUE_DOCUMENTS = Table(
     "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1)),
 )  # fmt: skip
-CONTAMINATION = Table(
-    "contamination", "a training document that shares an n-gram with a benchmark item", ("doc_id", "benchmark", "item_id", "interval"),
+CONTAMINATION = Table(  # rule and removed_characters came later: days decontaminated before have null
+    "contamination", "a training document that holds words of a benchmark item", ("doc_id", "benchmark", "item_id", "interval"),
     (
         C("doc_id", "string", "training document"), INTERVAL, C("benchmark", "string", "task label"), C("item_id", "string", "item of the task"),
-        C("ngram", "string", "first matched n-gram"), C("action", "string", "drop_document"),
+        C("ngram", "string", "first matched n-gram"), C("action", "string", "drop_document | cut_passage (what became of the document)"),
+        C("rule", "string", "ngram | share"), C("removed_characters", "int64", "that the document lost, for all its items together"),
     ),
     "interval",
-    (one_of("action", "drop_document"),),
+    (one_of("action", "drop_document", "cut_passage"), one_of("rule", "ngram", "share"), between("removed_characters", 0)),
+)  # fmt: skip
+CONTAMINATED_ITEMS = Table(
+    "contaminated_items", "a benchmark item whose n-grams a day's training documents hold, by one rule", ("benchmark", "item_id", "rule", "interval"),
+    (
+        INTERVAL, C("benchmark", "string", "task label"), C("item_id", "string", "item of the task"), C("rule", "string", "ngram | share"),
+        C("acts", "bool", "this rule decides for the benchmark; the other one only reports"), C("n_ngrams", "int32", "different n-grams of the item"),
+        C("share", "float64", "of them found in the day's training documents, before anything was dropped or cut"),
+        C("threshold", "float64", "share from which the item is contaminated; 0: one n-gram that is not boilerplate"),
+        C("contaminated", "bool", "by this rule and this day's documents"), C("documents", "int64", "that contaminate the item alone"),
+        C("action", "string", "drop_document | cut_passage | none: what those documents had to expect"),
+        C("still_trains", "bool", "contaminated by what is left to train on"),
+        C("left", "list<int32>", "which of its n-grams (0.., in the item's order) that text still holds; ngram: without boilerplate"),
+    ),
+    "interval",
+    (
+        one_of("rule", "ngram", "share"), one_of("action", "drop_document", "cut_passage", "none"), between("share", 0.0, 1.0),
+        between("threshold", 0.0, 1.0), between("n_ngrams", 1), between("documents", 0),
+    ),
 )  # fmt: skip
 BENCHMARK_ITEMS = Table(
     "benchmark_items", "an own-data benchmark item made from a held-out document", ("benchmark", "item_id", "interval"),
@@ -162,9 +181,13 @@ BENCHMARK_ITEMS = Table(
     ),
     "interval",
 )  # fmt: skip
-TRAINING_DOCUMENTS = Table(
+TRAINING_DOCUMENTS = Table(  # piece_starts came later: documents of days decontaminated before are whole
     "training_documents", "a document that may be packed, with its split", ("doc_id", "interval"),
-    (*CLEAN_DOCUMENTS.columns[:-1], C("split", "string", "train | held_out")), "interval",
+    (
+        *CLEAN_DOCUMENTS.columns[:-1], C("split", "string", "train | held_out"),
+        C("piece_starts", "list<int32>", "a document that was cut: where its pieces start in text, in characters; line ends part them", nullable=True),
+    ),
+    "interval",
     (one_of("split", "train", "held_out"), at_least(1)),
 )  # fmt: skip
 SEQUENCES = Table(
@@ -314,7 +337,7 @@ COSTS = Table(
 TABLES: dict[str, Table] = {
     t.name: t
     for t in (
-        DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
+        DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, CONTAMINATED_ITEMS, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
         SEQUENCES, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, FAILURE_GROUPS, REGISTRATIONS, CHECKS, COSTS,
     )
 }  # fmt: skip

@@ -5,7 +5,8 @@ Everything here is identity: it enters the run key. Where things run, paths and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from jobs.contract import ADDED, MoelineError, config_hash
@@ -89,16 +90,49 @@ class SuiteConfig:
     gauntlet_digest: str = ""  # sha256 over the files of GAUNTLET_DATA, filled in by the recipe loader; empty: not in use
 
 
+DECONTAMINATION_RULES = ("ngram", "share")
+DECONTAMINATION_ACTIONS = ("drop_document", "cut_passage")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecontaminateConfig:
-    """GPT-3 (appendix C) style: a training document sharing a ``ngram_words``-gram with a benchmark item does not train.
+    """Which words of a benchmark item a training document must not hold, and what happens to one that does (infra/decisions/0014).
 
-    N-grams found in more than ``max_documents`` documents of the day are boilerplate (licence headers) and do not count.
+    ``rule`` of every benchmark: ``ngram`` (GPT-3, appendix C: one ``ngram_words``-gram of the item), ``share`` (PaLM, section 8: at least
+    ``share`` of the item's ``share_words``-grams). ``rules`` names others by benchmark or pattern (``mmlu*``); the first that fits counts.
+    What more than ``max_documents`` documents of the day hold is boilerplate (licence headers) and costs no document its place.
+    ``action``: ``drop_document``, or ``cut_passage`` with GPT-3's numbers: the match goes with ``cut_characters`` on each side, pieces under
+    ``min_piece_characters`` go, and so does a document that falls into more than ``max_pieces``.
     """
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     ngram_words: int = 13
     max_documents: int = 10
+    rule: str = field(default="ngram", metadata=ADDED)
+    rules: tuple[tuple[str, str], ...] = field(default=(), metadata=ADDED)
+    share_words: int = field(default=8, metadata=ADDED)
+    share: float = field(default=0.7, metadata=ADDED)
+    action: str = field(default="drop_document", metadata=ADDED)
+    cut_characters: int = field(default=200, metadata=ADDED)
+    min_piece_characters: int = field(default=200, metadata=ADDED)
+    max_pieces: int = field(default=10, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        for rule in (self.rule, *(rule for _, rule in self.rules)):
+            if rule not in DECONTAMINATION_RULES:
+                raise MoelineError(f"A decontamination rule is {' or '.join(DECONTAMINATION_RULES)}, not {rule!r}.")
+        if self.action not in DECONTAMINATION_ACTIONS:
+            raise MoelineError(f"The action of decontamination is {' or '.join(DECONTAMINATION_ACTIONS)}, not {self.action!r}.")
+        least = {"ngram_words": 1, "share_words": 1, "max_documents": 0, "cut_characters": 0, "min_piece_characters": 1, "max_pieces": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise MoelineError(f"{name} of decontamination must be at least {low}, not {getattr(self, name)!r}.")
+        if not 0 < self.share <= 1:
+            raise MoelineError(f"The share of an item's n-grams that contaminates it lies above 0 and at most at 1, not at {self.share!r}.")
+
+    def rule_of(self, benchmark: str) -> str:
+        """The rule that acts for a benchmark."""
+        return next((rule for pattern, rule in self.rules if fnmatchcase(benchmark, pattern)), self.rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +215,10 @@ class RegisterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All stages of one experiment. ``min_new_tokens`` new tokens in the corpus start build_model by the asset."""
+    """All stages of one experiment. ``min_new_tokens`` new tokens in the corpus start build_model by the asset.
+
+    ``decontaminate`` leaves out its suite: it is the recipe's.
+    """
 
     name: str
     model: ModelConfig
@@ -197,6 +234,7 @@ class Recipe:
     pack: PackConfig
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
+    decontaminate: DecontaminateConfig = field(default=DecontaminateConfig(), metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.pack.vocab_size != self.model.vocab_size or self.pack.seq_len != self.model.max_seq_len:
@@ -206,13 +244,15 @@ class Recipe:
             )
         if self.train.mixture and not self.pack.separate_sources:
             raise MoelineError(f"Recipe {self.name}: a mixture needs sequences of one source each. Set separate_sources=True in its PackConfig.")
+        if self.decontaminate.suite not in (SuiteConfig(), self.suite):
+            raise MoelineError(f"Recipe {self.name}: the suite its data is decontaminated for is the recipe's own. Leave it out of its DecontaminateConfig.")
         if self.on_over_budget not in ("stop", "ask"):
             raise MoelineError(f"Recipe {self.name}: on_over_budget must be 'stop' or 'ask', not {self.on_over_budget!r}.")
 
     def stage_config(self, stage: str) -> Any:
         """The config one stage gets; raises MoelineError for an unknown stage."""
         derived: dict[str, Any] = {
-            "decontaminate": lambda: DecontaminateConfig(suite=self.suite),
+            "decontaminate": lambda: replace(self.decontaminate, suite=self.suite),
             "forecast": lambda: ForecastConfig(
                 target=self.train, proxies=self.proxies, suite=self.suite, budget_usd=self.budget_usd, on_over_budget=self.on_over_budget
             ),
@@ -243,6 +283,6 @@ PHASES = {  # stage -> phase of the cost ledger
 WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py holds this against the stages' WRITES)
     "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
     "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
-    "benchmark_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train", "scores": "evaluate",
-    "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review", "registrations": "register",
+    "benchmark_items": "decontaminate", "contaminated_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train",
+    "scores": "evaluate", "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review", "registrations": "register",
 }  # fmt: skip

@@ -83,9 +83,10 @@ def _day(env: Environment, tables: Mapping[str, Mapping[str, TableVersion]], lan
     cleaned = rows("clean_documents", "n_bytes", "scores")
     story["cleaned"] = {"n_bytes": cleaned[0]["n_bytes"], "scores": json.loads(cleaned[0]["scores"])} if cleaned else cleaned
     story["duplicate_of"] = rows("duplicates", "kept_doc_id", "kept_interval", "jaccard", "scope", "cluster_size")
-    split = rows("training_documents", "split")
+    split = rows("training_documents", "split", "piece_starts")
     story["split"] = split[0]["split"] if split else split
-    story["contaminated"] = rows("contamination", "benchmark", "item_id", "ngram", "action")
+    story["pieces"] = len(split[0]["piece_starts"] or ()) if split else 0  # 0: the document is whole, or out
+    story["contaminated"] = rows("contamination", "benchmark", "item_id", "ngram", "action", "rule", "removed_characters")
     story["benchmark_items"] = rows("benchmark_items", "benchmark", "item_id")
     sequences = tables["sequences"].get(day)
     story["sequences"] = None if sequences is None else _pieces(env, sequences, day, landed["doc_id"])
@@ -182,7 +183,10 @@ def _stages(day: Mapping[str, Any]) -> Iterator[str]:
     for kept in day["duplicate_of"] or ():
         yield _line("duplicate", f"of {kept['kept_doc_id']} of {kept['kept_interval']}: {kept['scope']}, Jaccard {kept['jaccard']:.3f}")
     for hit in day["contaminated"] or ():
-        yield _line("overlaps", f"{hit['benchmark']} item {hit['item_id']}: {hit['action']} ({hit['ngram']})")
+        rule = f" by rule {hit['rule']}" if hit["rule"] else ""
+        yield _line("overlaps", f"{hit['benchmark']} item {hit['item_id']}{rule}: {hit['action']} ({hit['ngram']})")
+    if day["pieces"]:
+        yield _line("cut", f"{day['contaminated'][0]['removed_characters']:,} characters removed, {day['pieces']} pieces left, packed apart")
     if items := day["benchmark_items"]:
         yield _line("asked", f"{len(items)} benchmark items were made of it: {', '.join(sorted({i['benchmark'] for i in items}))}")
     if day["split"]:

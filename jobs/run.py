@@ -159,7 +159,8 @@ def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
     tokens = sum(int(r.metrics.get("tokens", 0)) for r in days.values())
     built = results.newest(env, "train", recipe=recipe.name)
     before = int(built.metrics.get("corpus_tokens", 0)) if built else 0
-    tables = {"sequences": "pack", "benchmark_items": "decontaminate", "contamination": "decontaminate", "training_documents": "decontaminate"}
+    written = ("benchmark_items", "contamination", "contaminated_items", "training_documents")
+    tables = {"sequences": "pack", **dict.fromkeys(written, "decontaminate")}
     versions = {table: results.newest_version(env, stage, table, configs[stage]) for table, stage in tables.items()}
     absent = [table for table, version in versions.items() if version is None]
     missing = (

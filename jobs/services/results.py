@@ -78,7 +78,7 @@ def newest(env: Environment, stage: str, *, interval: str | None = None, recipe:
 
 def newest_version(env: Environment, stage: str, table: str, config: str) -> TableVersion | None:
     """The highest version of ``table`` that a recorded result of ``stage`` with this config names."""
-    versions = [r.table(table) for r in of_stage(env, stage) if r.config_hash == config]
+    versions = [r.table(table) for r in of_stage(env, stage) if r.config_hash == config and table in r.outputs]
     return max(versions, default=None)
 
 

@@ -1,7 +1,9 @@
 """Evaluate: the final checkpoint answers the suite -> scores with baselines and errors, and one response per item.
 
 The suite is own-data items (table ``benchmark_items``) and symbolic tasks made from the seed; with GAUNTLET_DATA also Foundry's tasks,
-scored as Foundry scores them. Change here: which items are asked, what a row holds. Not here: prompts, scoring, averages (models/gauntlet).
+scored as Foundry scores them. An item is contaminated when a window of its tokens stands in training, or when the rule that decontamination uses
+for its benchmark finds it in what is left to train on; the verdicts of all three are kept per response.
+Change here: which items are asked, what a row holds. Not here: prompts, scoring, averages (models/gauntlet).
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Benchmark
 
 ENGINE = "arrow"
-READS = {"checkpoints": "all", "benchmark_items": "all", "contamination": "all", "sequences": "all"}
+READS = {"checkpoints": "all", "benchmark_items": "all", "contamination": "all", "contaminated_items": "all", "sequences": "all"}
 WRITES = ("scores", "responses")
-REVISION = 2
+REVISION = 3  # 3: verdicts of the decontamination rules per response
 
 FOUNDRY = "gauntlet/"  # before the categories and averages of Foundry's tasks
 MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
@@ -43,7 +45,7 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
         foundry, missing, plan = _foundry(config.suite, getattr(tools, "gauntlet_data", None))
         kept = {b.task.label: _capped_ids(b, config.suite) for b in foundry}
         foundry, skipped = _answerable(foundry, kept, scorer)
-        contaminated = _overlaps([*ours, *foundry], scorer.encoder, inputs["sequences"])
+        verdicts, contaminated = _contaminated([*ours, *foundry], scorer.encoder, inputs)
         share = len(ours) / max(1, len(ours) + len(foundry))
         scores, responses = suite.evaluate(
             ours, scorer, contaminated=contaminated, progress=lambda done, total, text: tools.progress(done * share, total, text)
@@ -64,14 +66,15 @@ def run(config: EvaluateConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     score_rows = [{**asdict(s), **model} for s in (*scores, *more, *means, overall)]
     kinds = {b.task.label: b.task for b in (*ours, *foundry)}
     response_rows = [
-        _response_row(kinds[label], response, weights_digest, response.item_id in contaminated[label], origins.get((label, response.item_id)))
+        _response_row(kinds[label], response, weights_digest, verdicts[label, response.item_id], origins.get((label, response.item_id)))
         for label, answered in responses.items()
         for response in answered
     ]
     metrics = {
         "accuracy": overall.accuracy, "accuracy_stderr": overall.stderr, "score": overall.score, "n_items": len(response_rows),
         "tasks": {s.benchmark: {k: getattr(s, k) for k in _TASK_METRICS} for s in (*scores, *more)},
-        "n_contaminated": overall.n_contaminated, "items_with_dropped_documents": _items_with_dropped_documents(inputs["contamination"]),
+        "n_contaminated": overall.n_contaminated, "contaminated_by": _by_rule(responses, verdicts),
+        "items_with_dropped_documents": _items_with_dropped_documents(inputs["contamination"]),
         "gauntlet_missing": missing, "gauntlet_skipped": skipped, "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
     return StageOutput({"scores": _table(score_rows), "responses": _table(response_rows)}, metrics)
@@ -198,6 +201,30 @@ def _foundry_means(scores: list[averages.Score], plan: Gauntlet | None, *, parti
     )
 
 
+def _contaminated(benchmarks: list[Benchmark], encoder: Any, inputs: Mapping[str, Any]) -> tuple[dict[tuple[str, str], dict[str, bool]], dict[str, set[str]]]:
+    """((label, item) -> verdict of tokens, ngram and share; label -> contaminated items: by tokens, or by the words the benchmark's own rule looks at)."""
+    from models.gauntlet.overlap import left_in_training
+
+    by_tokens, rows = _overlaps(benchmarks, encoder, inputs["sequences"]), _rows(inputs["contaminated_items"])
+    acting = {(row["benchmark"], row["rule"]) for row in rows if row["acts"]}
+    by_words = left_in_training(rows)
+    verdicts: dict[tuple[str, str], dict[str, bool]] = {}
+    found: dict[str, set[str]] = {}
+    for label, item_id in ((b.task.label, item.item_id) for b in benchmarks for item in b.items):
+        words = by_words.get((label, item_id), {})
+        verdict = {"tokens": item_id in by_tokens[label], "ngram": words.get("ngram", False), "share": words.get("share", False)}
+        decided = verdict["tokens"] or any(verdict[rule] for rule in ("ngram", "share") if (label, rule) in acting)
+        verdicts[label, item_id] = verdict | {"contaminated": decided}
+        found.setdefault(label, set()).update([item_id] if decided else [])
+    return verdicts, found
+
+
+def _by_rule(responses: Mapping[str, Sequence[Response]], verdicts: Mapping[tuple[str, str], Mapping[str, bool]]) -> dict[str, int]:
+    """Answered items that each rule finds in training."""
+    answered = [verdicts[label, response.item_id] for label, found in responses.items() for response in found]
+    return {rule: sum(verdict[rule] for verdict in answered) for rule in ("tokens", "ngram", "share")}
+
+
 def _overlaps(benchmarks: list[Benchmark], encoder: Any, sequences: Any) -> dict[str, set[str]]:
     """Items per benchmark of which overlap.WINDOW tokens in a row stand in a training sequence."""
     import pyarrow.dataset as ds
@@ -223,9 +250,10 @@ def _items_with_dropped_documents(contamination: Any) -> int:
     return 0 if contamination is None else contamination.to_table(columns=["benchmark", "item_id"]).group_by(["benchmark", "item_id"]).aggregate([]).num_rows
 
 
-def _response_row(task: tasks.Task, response: Response, weights_digest: str, contaminated: bool, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+def _response_row(task: tasks.Task, response: Response, weights_digest: str, verdict: Mapping[str, bool], origin: Mapping[str, Any] | None) -> dict[str, Any]:
     item = {
-        "prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": task.num_fewshot, "contaminated": contaminated,
+        "prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": task.num_fewshot, "contaminated": verdict["contaminated"],
+        "found_by": [rule for rule in ("tokens", "ngram", "share") if verdict[rule]],
         "doc_id": origin["doc_id"] if origin else None, "source": origin["source"] if origin else None, "subset": response.subset,
     }  # fmt: skip
     choices = response.choices if response.sum_logprobs else response.choices[:MAX_ALIASES]

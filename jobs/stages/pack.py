@@ -3,7 +3,8 @@
 Change here: tokenising, packing. Not here: lengths and vocabulary (PackConfig in jobs/config.py), masks across documents (models).
 
 Documents of a split are dealt into buckets by a hash of their id, ordered inside a bucket by that hash, each followed by
-``<|endoftext|>``, and the stream of a bucket is cut every ``seq_len`` tokens; only a bucket's last sequence is padded. The number of
+``<|endoftext|>``, and the stream of a bucket is cut every ``seq_len`` tokens; only a bucket's last sequence is padded. The pieces of a document that
+decontamination cut are packed one after the other, each like a document of its own: no text runs on over what was cut out. The number of
 buckets follows from the bytes of the split, so the rows are the same whatever the number of partitions or machines. Where sources are
 kept apart, each has buckets of its own. Best-fit packing places the documents of a bucket together (jobs/best_fit.py), so a task holds a bucket's tokens.
 """
@@ -20,6 +21,7 @@ import numpy as np
 from jobs.best_fit import best_fit
 from jobs.config import PackConfig
 from jobs.contract import MoelineError, StageOutput, Tools
+from jobs.decontamination import split_pieces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -207,10 +209,12 @@ def _pack(documents: DataFrame, sizes: Mapping[tuple[str, str], int], content: b
     from pyspark.sql import functions as f
 
     order = f.xxhash64("doc_id")
+    cut = f.col("piece_starts") if "piece_starts" in documents.columns else f.lit(None).cast("array<int>")  # days written before the column came
     first, count = _buckets(sizes, config)
     place = f.when(f.col("split") == SPLITS[0], 0).otherwise(1)
     dealt = documents.select(
-        place.alias("split_place"), (first + f.pmod(order, count)).cast("int").alias("bucket"), order.alias("order"), "doc_id", "source", "text"
+        place.alias("split_place"), (first + f.pmod(order, count)).cast("int").alias("bucket"), order.alias("order"), "doc_id", "source", "text",
+        cut.alias("piece_starts"),
     )  # fmt: skip
     name = tokenizer_id(content)
 
@@ -260,8 +264,8 @@ def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, config
             number += 1
 
     for batch in batches:
-        keys = zip(*(batch.column(c).to_pylist() for c in ("split_place", "bucket", "doc_id", "source")), strict=True)
-        for (split, place, doc_id, source), tokens in zip(keys, _encoded(tokenizer, batch.column("text").to_pylist()), strict=True):
+        keys, texts = _pieces(batch)
+        for (split, place, doc_id, source), tokens in zip(keys, _encoded(tokenizer, texts), strict=True):
             if (split, place) != bucket:
                 label(packer.flush())
                 bucket, number = (split, place), 0
@@ -272,6 +276,13 @@ def _packed(batches: Iterator[pa.RecordBatch], content: bytes, name: str, config
     label(packer.flush())
     if ready:
         yield _rows(ready)
+
+
+def _pieces(batch: pa.RecordBatch) -> tuple[list[tuple[int, int, str, str]], list[str]]:
+    """((split, bucket, doc_id, source) and the text of every piece); a document that was not cut is one."""
+    rows = zip(*(batch.column(c).to_pylist() for c in ("split_place", "bucket", "doc_id", "source", "text", "piece_starts")), strict=True)
+    pieces = [((split, place, doc_id, source), piece) for split, place, doc_id, source, text, starts in rows for piece in split_pieces(text, starts)]
+    return [key for key, _ in pieces], [piece for _, piece in pieces]
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
@@ -297,7 +308,7 @@ def _rows(sequences: list[dict[str, Any]]) -> pa.RecordBatch:
 
 
 def _metrics(sequences: DataFrame, sizes: Mapping[tuple[str, str], int], config: PackConfig) -> dict[str, Any]:
-    """Tokens by split and source, what packing wasted and cut, and bytes per token."""
+    """Tokens by split and source, what packing wasted and cut, and bytes per token. A document counts once for every piece decontamination left."""
     from pyspark.sql import functions as f
 
     lengths = f.expr("transform(sources, (s, i) -> struct(s as source, coalesce(get(boundaries, i + 1), n_tokens) - boundaries[i] as tokens, i))")

@@ -1,4 +1,4 @@
-"""Which benchmark items share a token n-gram with the packed training sequences: the clean/contaminated split of a score.
+"""Which benchmark items training text holds: the clean/contaminated split of a score. By tokens, and by the words decontamination left.
 
 Training holds tokens, not words, so the 13-word rule of decontaminate cannot be checked on it. A window of 24 tokens (about 13 words of
 English in a small BPE vocabulary; 16 tokens would be half a line of code, which unrelated programs share) of the item's context and right
@@ -9,6 +9,7 @@ token of a window differently inside a document, so an overlap shows after a tok
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +54,21 @@ def overlapping_items(items: Mapping[str, Sequence[int]], training: Iterable[np.
         matched = place[inside][known[place[inside]] == seen[inside]]
         hit[matched] = True
     return {names[i] for i in np.unique(owner[np.isin(wanted, known[hit])])}
+
+
+def left_in_training(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, bool]]:
+    """(benchmark, item_id) -> rule -> whether the item is contaminated by what all days together still train on.
+
+    ``rows``: of table contaminated_items, one per item, rule and day. An item no row names is clean by both rules.
+    """
+    left: dict[tuple[str, str], dict[str, set[int]]] = {}
+    limits: dict[tuple[str, str, str], tuple[int, float]] = {}
+    for row in rows:
+        item, rule = (row["benchmark"], row["item_id"]), row["rule"]
+        left.setdefault(item, {}).setdefault(rule, set()).update(row["left"])
+        limits[*item, rule] = row["n_ngrams"], row["threshold"]
+    found: dict[tuple[str, str], dict[str, bool]] = {}
+    for item, by_rule in left.items():
+        shares = {rule: len(places) / limits[*item, rule][0] for rule, places in by_rule.items()}
+        found[item] = {rule: share > 0 and share >= limits[*item, rule][1] for rule, share in shares.items()}
+    return found

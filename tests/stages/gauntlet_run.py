@@ -90,7 +90,7 @@ def packed(texts: list[str], seq_len: int = 256) -> list[dict[str, Any]]:
 
 
 def evaluate_inputs(root: Path) -> tuple[Folder, dict[str, Any]]:
-    """Tools with a checkpoint and a tokenizer among the artifacts, and the four inputs of stage evaluate."""
+    """Tools with a checkpoint and a tokenizer among the artifacts, and the five inputs of stage evaluate."""
     from models import checkpoint
 
     model = examples.model()
@@ -105,5 +105,6 @@ def evaluate_inputs(root: Path) -> tuple[Folder, dict[str, Any]]:
     training, _ = documents()
     return tools, {
         "checkpoints": ds.dataset(table("checkpoints", [earlier, row])), "benchmark_items": ds.dataset(table("benchmark_items", item_rows())),
-        "contamination": ds.dataset(table("contamination", [])), "sequences": ds.dataset(table("sequences", packed([text for *_, text in training]))),
+        "contamination": ds.dataset(table("contamination", [])), "contaminated_items": ds.dataset(table("contaminated_items", [])),
+        "sequences": ds.dataset(table("sequences", packed([text for *_, text in training]))),
     }  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 from expectations.tables import TABLES
 from jobs.config import DecontaminateConfig, SuiteConfig
 from jobs.contract import MoelineError, is_held_out
+from jobs.decontamination import ItemNgrams, ngram_tokens
 from jobs.stages import decontaminate
 from models.gauntlet import symbolic, tasks
 
@@ -96,7 +97,7 @@ def decontaminated(tools: Any, texts: Mapping[str, str], items: list[dict[str, s
     assert set(output.tables) == set(decontaminate.WRITES)
     tables = {n: t if isinstance(t, pa.Table) else cast_to_table(t, TABLES[n]).toArrow() for n, t in output.tables.items()}
     assert tables["benchmark_items"].column_names == [n for n in names if n != "interval"]
-    keys = {"training_documents": ("doc_id",), "contamination": ("doc_id", "benchmark", "item_id"), "benchmark_items": ("benchmark", "item_id")}
+    keys = {name: [k for k in TABLES[name].key if k != "interval"] for name in tables}
     found = {n: sorted(t.to_pylist(), key=lambda r, n=n: tuple(r[k] for k in keys[n])) for n, t in tables.items()}
     return SimpleNamespace(metrics=output.metrics, **found)
 
@@ -127,7 +128,7 @@ def test_the_recorded_ngram_is_the_first_one_and_stands_in_both_texts(day: Any, 
     row = next(r for r in day.contamination if r["doc_id"] == TRAIN[0])
     assert row["ngram"] == " ".join(OTHER_DAY_ITEM["query"].split()[3:16])
     assert (row["action"], row["interval"]) == ("drop_document", DAY)
-    assert all(r["ngram"] in " ".join(decontaminate.ngram_tokens(texts[r["doc_id"]])) for r in day.contamination)
+    assert all(r["ngram"] in " ".join(ngram_tokens(texts[r["doc_id"]])) for r in day.contamination)
     assert all(len(r["ngram"].split()) == 13 for r in day.contamination)
 
 
@@ -187,7 +188,7 @@ def test_a_suite_with_foundrys_tasks_refuses_to_run_without_them(tools: Any) -> 
 
 def test_items_are_found_by_their_words_not_by_their_hash_alone() -> None:
     words = random_text(20, 1).split()
-    items = decontaminate.ItemNgrams([("a", "1", " ".join(words)), ("a", "2", "too short"), ("b", "3", " ".join(words[5:]).upper())], 13)
+    items = ItemNgrams([("a", "1", " ".join(words)), ("a", "2", "too short"), ("b", "3", " ".join(words[5:]).upper())], 13)
     assert len(items.hashes()) == 8
     assert items.items_of([" ".join(words[6:19])]) == [(" ".join(words[6:19]), "a", "1"), (" ".join(words[6:19]), "b", "3")]
     assert items.items_of([" ".join(words[2:15])]) == [(" ".join(words[2:15]), "a", "1")]
@@ -197,12 +198,12 @@ def test_items_are_found_by_their_words_not_by_their_hash_alone() -> None:
 
 
 def test_tokens_ignore_case_and_punctuation_of_any_script() -> None:
-    assert decontaminate.ngram_tokens("Don't STOP—believing,  “Größe” $5 <b>東京。") == ["dont", "stopbelieving", "größe", "5", "b東京"]
+    assert ngram_tokens("Don't STOP—believing,  “Größe” $5 <b>東京。") == ["dont", "stopbelieving", "größe", "5", "b東京"]
 
 
 def test_symbolic_items_are_too_short_to_be_matched_or_are_matched() -> None:
     """The suite's own symbolic texts pass through the same door as all others."""
     made = symbolic.make_items("brackets", n=40, seed=CONFIG.suite.seed)
     texts = list(tasks.item_texts(tasks.Benchmark(tasks.Task(label="brackets", kind=tasks.MULTIPLE_CHOICE, category="symbolic"), tuple(made))))
-    found = decontaminate.ItemNgrams([("brackets", *text) for text in texts], 3)
+    found = ItemNgrams([("brackets", *text) for text in texts], 3)
     assert len(found.hashes()) > 40

@@ -17,6 +17,7 @@ import pytest
 from expectations.tables import TABLES
 from jobs.config import PackConfig
 from jobs.contract import MoelineError
+from jobs.services.delta import arrow_schema
 from jobs.stages import pack
 
 DAY = "2026-11-02"
@@ -36,14 +37,26 @@ def corpus() -> dict[str, tuple[str, str, str]]:
     return documents
 
 
-def packed(tools: Any, documents: Mapping[str, tuple[str, str, str]], config: PackConfig = CONFIG, partitions: int = 4) -> Any:
+def packed(
+    tools: Any, documents: Mapping[str, tuple[str, str, str]], config: PackConfig = CONFIG, partitions: int = 4, starts: Mapping[str, list[int]] | None = None
+) -> Any:
     from jobs.services.spark import cast_to_table
 
     rows = [
-        {"doc_id": doc_id, "interval": DAY, "source": source, "uri": "test", "licence": None, "text": text, "n_bytes": len(text.encode()), "split": split}
+        {
+            "doc_id": doc_id,
+            "interval": DAY,
+            "source": source,
+            "uri": "test",
+            "licence": None,
+            "text": text,
+            "n_bytes": len(text.encode()),
+            "split": split,
+            "piece_starts": (starts or {}).get(doc_id),
+        }
         for doc_id, (split, source, text) in documents.items()
     ]
-    schema = pa.schema([(c.name, pa.int64() if c.type == "int64" else pa.string()) for c in TABLES["training_documents"].columns])
+    schema = arrow_schema(TABLES["training_documents"])
     frame = tools.spark.createDataFrame(pa.Table.from_pylist(rows, schema)).repartition(partitions)
     tools.interval = DAY
     tools.spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
@@ -196,3 +209,29 @@ def _cut(rows: list[dict[str, Any]]) -> tuple[int, int, int]:
     for _, _, doc_id, _ in pieces(rows):
         number[doc_id] = number.get(doc_id, 0) + 1
     return len(number), sum(number.values()) - len(number), sum(n > 1 for n in number.values())
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_pieces_of_a_cut_document_are_packed_apart_and_whole(day: Any, tmp_path: Path, packing: str) -> None:
+    """Each piece ends itself; nothing but its own characters comes back, and nothing of what stood between them."""
+    from folder_tools import FolderTools
+
+    documents = corpus()
+    pieces_of = {"a" * 32: ["first piece of words", "second, with a\nline end", "third 🙂"], "b" * 32: ["only piece"]}
+    documents |= {doc_id: ("train", "docs", "\n".join(parts)) for doc_id, parts in pieces_of.items()}
+    starts = {doc_id: [sum(len(p) + 1 for p in parts[:i]) for i in range(len(parts))] for doc_id, parts in pieces_of.items()}
+    tools = FolderTools(tmp_path, day.tools.session)
+    found = packed(tools, documents, replace(CONFIG, packing=packing), starts=starts)
+    tokenizer = pack.load_tokenizer((tmp_path / "tokenizers" / CONFIG.tokenizer / "tokenizer.json").read_bytes())
+    for doc_id, parts in pieces_of.items():
+        tokens = [token for _, _, piece_of, piece in pieces(found.rows) if piece_of == doc_id for token in piece]
+        texts, part = [], []
+        for token in tokens:
+            if token == pack.END_OF_TEXT_ID:
+                texts, part = [*texts, tokenizer.decode(part)], []
+            else:
+                part.append(token)
+        assert part == [] and sorted(texts) == sorted(parts)
+        if packing == "concatenate":
+            assert texts == parts
+    assert found.metrics["documents_packed"] == len(documents) + 2  # three pieces of one document are three

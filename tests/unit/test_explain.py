@@ -80,6 +80,20 @@ def test_what_no_recorded_result_vouches_for_is_not_told(corpus):
     assert day["cleaned"] == [] and day["sequences"] is None
 
 
+def test_a_cut_document_tells_what_was_removed_and_why(corpus):
+    day = "2026-11-04"
+    write(corpus, "ingest", day, 20, documents=[landed("c" * 32)], quarantine=[])
+    write(corpus, "clean", day, 21, clean_documents=[cleaned("c" * 32)], rejections=[])
+    write(corpus, "deduplicate", day, 22, unique_documents=[cleaned("c" * 32)], duplicates=[], fingerprints=[])
+    left = {key: value for key, value in cleaned("c" * 32).items() if key != "scores"} | {"split": "train", "piece_starts": [0, 4]}
+    hit = {"doc_id": "c" * 32, "benchmark": "quiz", "item_id": "q7", "ngram": "a b c", "action": "cut_passage", "rule": "share", "removed_characters": 1234}
+    write(corpus, "decontaminate", day, 23, training_documents=[left], contamination=[hit], benchmark_items=[])
+    story = explain(corpus, "c" * 32)
+    assert (story["days"][0]["pieces"], story["days"][0]["split"]) == (2, "train")
+    text = render(story)
+    assert "quiz item q7 by rule share: cut_passage (a b c)" in text and "1,234 characters removed, 2 pieces left" in text
+
+
 def test_a_recipe_sees_the_days_it_prepared(corpus):
     write(corpus, "clean", DAYS[0], 9, config="other rules", clean_documents=[cleaned(KEPT), cleaned(REFUSED)], rejections=[])
     assert explain(corpus, REFUSED)["days"][0]["cleaned"]

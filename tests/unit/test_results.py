@@ -7,6 +7,7 @@ from dataclasses import replace
 from jobs import recipes, run
 from jobs.contract import StageResult, TableVersion
 from jobs.services import results
+from jobs.stages.decontaminate import WRITES
 
 
 def record(env, day: str, version: int, config: str) -> None:
@@ -45,7 +46,7 @@ def test_a_day_no_result_vouches_for_is_not_read(env):
 
 
 def prepared(env, recipe, day: str, version: int, tokens: int) -> None:
-    for stage, tables in {"decontaminate": ("training_documents", "contamination", "benchmark_items"), "pack": ("sequences",)}.items():
+    for stage, tables in {"decontaminate": WRITES, "pack": ("sequences",)}.items():
         results.record(env, StageResult(
             stage=stage, run_key=f"{stage}-{day}", recipe=recipe.name, interval=day, inputs={}, outputs={t: f"{t}@{version}" for t in tables},
             metrics={"tokens": tokens}, config_hash=recipe.config_hash(stage), cost_usd=0.0, wall_seconds=0.0, code_revision="x",
@@ -57,7 +58,7 @@ def test_a_build_waits_for_its_recipes_tokens_and_says_what_is_missing(env):
     recipe = recipes.load("smoke")
     found = run.plan(env, recipe)
     assert not found["enough"] and found["inputs"] == {}
-    assert "recipe smoke needs sequences, benchmark_items, contamination, training_documents" in found["missing"]
+    assert "recipe smoke needs sequences, benchmark_items, contamination, contaminated_items, training_documents" in found["missing"]
     prepared(env, recipe, "2026-11-01", 1, recipe.min_new_tokens - 1)
     found = run.plan(env, recipe)
     assert (found["enough"], found["missing"], found["inputs"]["sequences"]) == (False, "", "sequences@1")
