@@ -124,7 +124,8 @@ def run(
                 asked.lm_eval, evaluated, lambda: asker.here, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
                 journal=journal, cache=cache, counts=asker.counts, echo=echo,
             )  # fmt: skip
-            result = {**_result(options, evaluated, asked, scores), "lm_eval": outside.results}
+            written = [code_evaluation.pass_rates(b.task, responses[b.task.label]) for b in asked.benchmarks if b.task.kind == CODE]
+            result = {**_result(options, evaluated, asked, scores), "pass_at_k": written, "lm_eval": outside.results}
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}

@@ -75,7 +75,8 @@ def write(out: Path, result: Mapping[str, Any], asked: Questions, responses: Map
 
 def _row(benchmark: str, category: str, shots: int, response: Response, weights_digest: str, **more: Any) -> dict[str, Any]:
     """A row has the columns of table ``responses``, and the number of tokens of every choice."""
-    item = {"prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": shots, "subset": response.subset, **more}
+    item = {"prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": shots, "subset": response.subset}
+    item |= {**response.about_samples(MAX_CHOICE_CHARS), **more}
     per_token = zip(response.sum_logprobs, response.mean_logprobs, strict=True)
     return {
         "benchmark": benchmark, "category": category, "item_id": response.item_id, "kind": response.kind, "prompt_hash": response.prompt_hash,
@@ -122,10 +123,20 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
         lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
     if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
         lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
+    lines += _pass_at_k(result.get("pass_at_k") or ())
     lines += _calibration(summaries)
     lines += _lm_eval(result.get("lm_eval") or ())
     lines += _examples(responses)
     return "\n".join(lines) + "\n"
+
+
+def _pass_at_k(written: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for one in written:
+        how = f"{one['samples']} samples an item at temperature {one['temperature']:g}" if one["temperature"] else "one sample an item, the likeliest tokens"
+        rates = ", ".join(f"pass@{k} {rate:.4f}" for k, rate in one["rates"].items())
+        lines += ["", f"{plain(one['benchmark'])}: {plain(rates)} ({plain(how)})."]
+    return lines
 
 
 def _calibration(summaries: Sequence[calibration.TaskSummary]) -> list[str]:

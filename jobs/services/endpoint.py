@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from jobs.contract import MoelineError
+from models.gauntlet.sampling import Draw, Sampling, uniform
 
 CHARACTERS = 1 << 20  # the longest prompt, in characters
 _STOPS = 4  # the protocol takes no more; the answer is cut at all of them when it is judged
@@ -35,7 +36,7 @@ class CharacterEncoder:
 
 
 class EndpointScorer:
-    """Greedy continuations from ``url``. The key is read from the environment variable ``key_variable`` and shown nowhere.
+    """Continuations from ``url``. The key is read from the environment variable ``key_variable`` and shown nowhere.
 
     ``model``: its name there ("": the first it lists). Raises MoelineError when the server refuses, or does not answer after some tries.
     """
@@ -55,12 +56,20 @@ class EndpointScorer:
 
     def generate(self, contexts: Sequence[tuple[int, ...]], max_new_tokens: int, stops: Sequence[str]) -> list[str]:
         """Greedy continuation of every context."""
-        texts = [self.encoder.decode(context) for context in contexts]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(lambda text: self._complete(text, max_new_tokens, stops), texts))
+        return self._complete_all([(context, {"temperature": 0}) for context in contexts], max_new_tokens, stops)
 
-    def _complete(self, prompt: str, max_new_tokens: int, stops: Sequence[str]) -> str:
-        body: dict[str, Any] = {"model": self.model, "prompt": prompt, "max_tokens": max_new_tokens, "temperature": 0}
+    def sample(self, draws: Sequence[Draw], max_new_tokens: int, stops: Sequence[str], sampling: Sampling) -> list[str]:
+        """A sampled continuation for every draw: with a seed of its own, which a server may ignore. The protocol knows no top_k."""
+        settings = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        seeds = [int(uniform(draw, 0, sampling.seed) * (1 << 31)) for draw in draws]
+        return self._complete_all([(draw[0], {**settings, "seed": seed}) for draw, seed in zip(draws, seeds, strict=True)], max_new_tokens, stops)
+
+    def _complete_all(self, asked: Sequence[tuple[Sequence[int], dict[str, Any]]], max_new_tokens: int, stops: Sequence[str]) -> list[str]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(lambda one: self._complete(self.encoder.decode(one[0]), max_new_tokens, stops, one[1]), asked))
+
+    def _complete(self, prompt: str, max_new_tokens: int, stops: Sequence[str], settings: dict[str, Any]) -> str:
+        body: dict[str, Any] = {"model": self.model, "prompt": prompt, "max_tokens": max_new_tokens, **settings}
         if stops:
             body["stop"] = list(stops[:_STOPS])
         found = self._ask("POST", "/completions", body)

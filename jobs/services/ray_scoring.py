@@ -68,6 +68,13 @@ class RayScorer:
         text = {context: output for number, chunk in enumerate(chunks) for context, output in zip(chunk, answers[number], strict=True)}
         return [text[context] for context in contexts]
 
+    def sample(self, draws: Sequence[Any], max_new_tokens: int, stops: Sequence[str], sampling: Any) -> list[str]:
+        """As Scorer.sample."""
+        chunks = list(_chunks(sorted(set(draws)), lambda draw: len(draw[0]) + max_new_tokens))
+        answers = self._share_out("sample", [(chunk, max_new_tokens, stops, sampling) for chunk in chunks])
+        text = {draw: output for number, chunk in enumerate(chunks) for draw, output in zip(chunk, answers[number], strict=True)}
+        return [text[draw] for draw in draws]
+
     def _share_out(self, what: str, chunks: list[tuple[Any, ...]]) -> dict[int, Any]:
         import ray
 

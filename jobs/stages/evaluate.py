@@ -25,7 +25,7 @@ from models.gauntlet.tasks import Benchmark
 ENGINE = "arrow"
 READS = {"checkpoints": "all", "benchmark_items": "all", "contamination": "all", "contaminated_items": "all", "sequences": "all"}
 WRITES = ("scores", "responses")
-REVISION = 3  # 3: verdicts of the decontamination rules per response
+REVISION = 3  # 3: verdicts of the decontamination rules per response; code is sampled
 
 FOUNDRY = "gauntlet/"  # before the categories and averages of Foundry's tasks
 MAX_PROMPT_CHARS = 3000  # what a response keeps of a prompt: its end, which the model read last
@@ -255,6 +255,7 @@ def _response_row(task: tasks.Task, response: Response, weights_digest: str, ver
         "prompt": response.prompt[-MAX_PROMPT_CHARS:], "prompt_chars": len(response.prompt), "shots": task.num_fewshot, "contaminated": verdict["contaminated"],
         "found_by": [rule for rule in ("tokens", "ngram", "share") if verdict[rule]],
         "doc_id": origin["doc_id"] if origin else None, "source": origin["source"] if origin else None, "subset": response.subset,
+        **response.about_samples(MAX_CHOICE_CHARS),
     }  # fmt: skip
     choices = response.choices if response.sum_logprobs else response.choices[:MAX_ALIASES]
     return {

@@ -92,13 +92,14 @@ def rescaled(accuracy: float, baseline: float, what: str) -> float:
 
 
 def _macro(responses: Sequence[Response]) -> tuple[float, float]:
-    """(accuracy, standard error): the unweighted mean over the task's own categories (one, where it has none), binomial errors."""
-    groups: dict[str, list[bool]] = defaultdict(list)
+    """(accuracy, standard error): the unweighted mean over the task's own categories (one, where it has none), errors of the items' values."""
+    groups: dict[str, list[float]] = defaultdict(list)
     for response in responses:
-        groups[response.subset].append(response.correct)
-    rates = [(sum(right) / len(right), len(right)) for right in groups.values()]
-    variance = sum(rate * (1.0 - rate) / n for rate, n in rates)
-    return sum(rate for rate, _ in rates) / len(rates), math.sqrt(variance) / len(rates)
+        groups[response.subset].append(response.value)
+    rates = [(sum(values) / len(values), values) for values in groups.values()]
+    # E[v^2] - E[v]^2, written so that it is exactly the binomial p(1 - p) where every value is 0 or 1
+    variance = sum((rate * (1.0 - rate) - sum(v * (1.0 - v) for v in values) / len(values)) / len(values) for rate, values in rates)
+    return sum(rate for rate, _ in rates) / len(rates), math.sqrt(max(0.0, variance)) / len(rates)
 
 
 def score_benchmark(task: Task, items: Sequence[Item], responses: Sequence[Response], *, contaminated: Collection[str] = ()) -> Score:

@@ -2,7 +2,7 @@
 
 Mode exact: Foundry's test_inputs and test_outputs, compared with ==. Mode fixed: the data set's own ``check``. A program passes when it ran
 its tests to the end, shown by a word it can read only then: leaving early, however politely, is a failure. (Code written to find that word
-could forge a pass; a model that does so has other problems than its score.) Generation is greedy, one sample: pass@1.
+could forge a pass; a model that does so has other problems than its score.) How many samples are drawn, and how, is the task's ``sampling``.
 Change here: what a test program looks like. Not here: what it may do (sandbox.py), how a prompt is made (prompts.py).
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.gauntlet import sandbox
-from models.gauntlet.prompts import assemble
+from models.gauntlet.prompts import Request, assemble
 from models.gauntlet.scoring import Response, Scorer, prompt_hash
 from models.gauntlet.tasks import CODE, FIXED, Benchmark, Task
 
@@ -111,15 +111,51 @@ def score(
     for item_id, row in rows.items():
         check_code_row(task, row, f"item {item_id}")
     requests = list(assemble(benchmark, scorer.encoder, scorer.max_seq_len, keep))
-    outputs = scorer.generate([r.contexts[0] for r in requests], requests[0].max_new_tokens, task.early_stopping) if requests else []
+    outputs = _written(task, requests, scorer)
     responses = []
-    for done, (request, output) in enumerate(zip(requests, outputs, strict=True), start=1):
-        verdict = judge(task, rows[request.item_id], output, limits=limits, allow_weaker=allow_weaker, where=f"item {request.item_id}")
-        responses.append(Response(
-            item_id=request.item_id, kind=task.kind, subset=request.subset, prompt=request.prompt, prompt_hash=prompt_hash(request),
-            n_prompt_tokens=len(request.contexts[0]), choices=request.answers, sum_logprobs=(), mean_logprobs=(), output=output,
-            prediction=0 if verdict.passed else -1, gold=-1, correct=verdict.passed, truncated=request.truncated,
-        ))  # fmt: skip
+    for done, (request, samples) in enumerate(zip(requests, outputs, strict=True), start=1):
+        verdicts: dict[str, Verdict] = {}  # the same program is run once
+        for output in samples:
+            if output not in verdicts:
+                row, where = rows[request.item_id], f"item {request.item_id}"
+                verdicts[output] = judge(task, row, output, limits=limits, allow_weaker=allow_weaker, where=where)
+        responses.append(_response(task, request, samples, [verdicts[output].passed for output in samples]))
         if progress is not None:
             progress(done, len(requests))
     return responses
+
+
+def is_greedy(task: Task) -> bool:
+    """Whether code is written by the likeliest tokens: where the task says so, and a single sample of mode fixed."""
+    return task.sampling.is_greedy or (task.mode == FIXED and task.sampling.samples == 1)
+
+
+def _written(task: Task, requests: Sequence[Request], scorer: Scorer) -> list[list[str]]:
+    """The samples of every request."""
+    if not requests:
+        return []
+    sampling, longest = task.sampling, requests[0].max_new_tokens
+    if is_greedy(task):
+        return [[text] for text in scorer.generate([r.contexts[0] for r in requests], longest, task.early_stopping)]
+    draws = [(r.contexts[0], f"{r.item_id}\0{number}") for r in requests for number in range(sampling.samples)]
+    texts = iter(scorer.sample(draws, longest, task.early_stopping, sampling))
+    return [[next(texts) for _ in range(sampling.samples)] for _ in requests]
+
+
+def _response(task: Task, request: Request, samples: Sequence[str], passes: Sequence[bool]) -> Response:
+    k, several = task.sampling.pass_at_k[0], len(samples) > 1
+    right = any(passes[:k])
+    return Response(
+        item_id=request.item_id, kind=task.kind, subset=request.subset, prompt=request.prompt, prompt_hash=prompt_hash(request),
+        n_prompt_tokens=len(request.contexts[0]), choices=request.answers, sum_logprobs=(), mean_logprobs=(), output=samples[0],
+        prediction=0 if right else -1, gold=-1, correct=right, truncated=request.truncated, samples=tuple(samples) if several else (),
+        passes=tuple(passes) if several else (), credit=pass_at_k(len(passes), sum(passes), k) if several else None,
+    )  # fmt: skip
+
+
+def pass_rates(task: Task, responses: Sequence[Response]) -> dict[str, Any]:
+    """How the samples were drawn, and ``rates``: k -> mean pass@k over the items, for every k the task asks for."""
+    passes, sampling = [r.passes or (r.correct,) for r in responses], task.sampling
+    rates = {str(k): sum(pass_at_k(len(p), sum(p), k) for p in passes) / len(passes) for k in sampling.pass_at_k}
+    how = {"temperature": 0.0} if is_greedy(task) else {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return {"benchmark": task.label, "samples": sampling.samples, **how, "rates": rates}

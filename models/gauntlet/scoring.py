@@ -21,6 +21,7 @@ from typing import Any
 from models.gauntlet.answers import generation_is_right
 from models.gauntlet.prefix_tree import Edge, Positions, Walk, least_rows, prefix_tree
 from models.gauntlet.prompts import Encoder, Request, assemble
+from models.gauntlet.sampling import Draw, Sampling
 from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark
 
 _LOGITS_AT_ONCE = 1 << 24  # float32 logits held at a time (64 MiB)
@@ -33,6 +34,8 @@ class Response:
     ``mean_logprobs`` is what decides: where the task has an ``unconditional_context``, that of the option after it is subtracted.
     ``prediction`` is the option chosen (language modeling, generation: 0 right, -1 not). ``gold`` is -1 for generation.
     ``confidence`` (language modeling): probability of the least likely token of the model's own greedy answer.
+    Of several samples (code evaluation) ``output`` is the first, ``samples`` are all and ``passes`` says which passed; ``credit`` is the estimated
+    chance that one of k passes, which the accuracy averages, and ``correct`` whether one of the first k did.
     """
 
     item_id: str
@@ -50,6 +53,19 @@ class Response:
     correct: bool
     truncated: bool
     confidence: float | None = None
+    samples: tuple[str, ...] = ()
+    passes: tuple[bool, ...] = ()
+    credit: float | None = None
+
+    @property
+    def value(self) -> float:
+        """What the item adds to its benchmark's accuracy, 0 to 1."""
+        return float(self.correct) if self.credit is None else self.credit
+
+    def about_samples(self, max_chars: int) -> dict[str, Any]:
+        """The samples as JSON, each cut to ``max_chars``; nothing where there is only one."""
+        both = zip(self.samples, self.passes, strict=True)
+        return {"credit": self.credit, "samples": [{"output": text[:max_chars], "passed": ok} for text, ok in both]} if self.samples else {}
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,12 @@ class Scorer:
         from models.gauntlet.generation import Greedy
 
         return Greedy(self, max_new_tokens, stops).continue_all(contexts)
+
+    def sample(self, draws: Sequence[Draw], max_new_tokens: int, stops: Sequence[str], sampling: Sampling) -> list[str]:
+        """A sampled continuation for every (context, name): the same text for the same draw, whichever others are asked."""
+        from models.gauntlet.generation import Sampled
+
+        return Sampled(self, max_new_tokens, stops, sampling).continue_draws(draws)
 
 
 def _continuation_score(steps: Sequence[tuple[float, int, float]]) -> ContinuationScore:

@@ -14,6 +14,7 @@ corrects what is known to be wrong with it:
 | schema delimiter | none zero-shot; the example delimiter after the prelimiter | the same form with and without shots, example delimiter first   |
 | code tests       | test_inputs and test_outputs, compared with ==             | the data set's own check function                               |
 | code delimiter   | continuation_delimiter stands after the code               | the code is continued where it ends                             |
+| one code sample  | drawn, at temperature .2                                   | the likeliest tokens: a single draw adds noise and no knowledge |
 
 Duplicate options (the same text twice, so that no answer can be right) are named by ``duplicate_options`` in both modes and left in.
 
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.gauntlet.gauntlet import Gauntlet, read_gauntlet, read_yaml
+from models.gauntlet.sampling import AS_COMPOSER, SETTINGS, Sampling, from_yaml
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ CODE = "code_evaluation"
 # How each kind is scored, as written into the `metric` column of `scores`.
 METRICS = {
     MULTIPLE_CHOICE: "mean_token_logprob_argmax", LANGUAGE_MODELING: "all_tokens_argmax", SCHEMA: "mean_token_logprob_argmax", GENERATION: "prefix_match",
-    CODE: "pass_at_1",
+    CODE: "pass_at_k",
 }  # fmt: skip
 _FIELDS = {
     MULTIPLE_CHOICE: ("query", "choices", "gold"), LANGUAGE_MODELING: ("context", "continuation"),
@@ -58,10 +60,10 @@ _FIELDS = {
 _TASK_KEYS = {
     "label", "dataset_uri", "num_fewshot", "icl_task_type", "continuation_delimiter", "example_delimiter", "question_prelimiter", "prompt_string",
     "cot_delimiter", "early_stopping_criteria", "do_normalization", "has_categories", "fewshot_random_seed", "strip_dataset", "metric_names",
-    "batch_size", "max_seq_len", "pad_tok_id", "pass_at_k", "generations_per_sample", "generation_kwargs", "hf_loading_vars", "hf_parsing_map",
+    "batch_size", "max_seq_len", "pad_tok_id", *SETTINGS, "hf_loading_vars", "hf_parsing_map",
 }  # fmt: skip
 _IGNORED_KEYS = {"metric_names", "batch_size", "max_seq_len", "pad_tok_id"}  # they say how Foundry runs, or what is implied by the kind
-_REFUSED_KEYS = {"generation_kwargs", "hf_loading_vars", "hf_parsing_map"}  # they would change what is asked, and are not supported here
+_REFUSED_KEYS = {"hf_loading_vars", "hf_parsing_map"}  # they would change what is asked, and are not supported here
 
 # What ships without Foundry's five largest files (mmlu, hellaswag, squad, coqa, elementary_math_qa). Its mean is never called core_average.
 V03_LOCAL = (
@@ -80,7 +82,7 @@ class Task:
     ``random_baseline`` is what the gauntlet subtracts (Mosaic's number, kept beside the measured best constant).
     ``prefix_space`` and ``strip_dataset`` are False for our own tasks, whose continuations carry their own white space.
     ``unconditional_context``, where it is not empty (never in Foundry's tasks): options are compared by how much more likely they are after
-    their context than after this text.
+    their context than after this text. ``sampling``: how code is written.
     """
 
     label: str
@@ -101,6 +103,7 @@ class Task:
     prefix_space: bool = True
     unconditional_context: str = ""
     mode: Mode = EXACT
+    sampling: Sampling = AS_COMPOSER
 
     def __post_init__(self) -> None:
         if self.mode not in (EXACT, FIXED):
@@ -114,6 +117,8 @@ class Task:
     def metric(self) -> str:
         if self.unconditional_context:
             return "mean_token_pmi_argmax"
+        if self.kind == CODE:
+            return f"pass_at_{self.sampling.pass_at_k[0]}"
         return "answer_match" if self.kind == GENERATION and self.mode == FIXED else METRICS[self.kind]
 
 
@@ -215,15 +220,14 @@ def _task(raw: Any, shots: int, file: Path, mode: Mode) -> Task:
     if refused := set(raw) & _REFUSED_KEYS:
         raise ValueError(f"{file}: task {raw['label']} sets {sorted(refused)}, which would change what is asked and is not supported.")
     renamed = {"icl_task_type": "kind", "early_stopping_criteria": "early_stopping", "fewshot_random_seed": "fewshot_seed"}
-    settings = {renamed.get(k, k): v for k, v in raw.items() if k not in _IGNORED_KEYS | {"dataset_uri", "num_fewshot", "pass_at_k", "generations_per_sample"}}
+    settings = {renamed.get(k, k): v for k, v in raw.items() if k not in _IGNORED_KEYS | {"dataset_uri", "num_fewshot", *SETTINGS}}
     stops = settings.get("early_stopping")
     settings["early_stopping"] = tuple(stops) if isinstance(stops, list) else stops or ()
-    if raw.get("pass_at_k", 1) not in (1, [1]) or raw.get("generations_per_sample", 1) != 1:
-        raise ValueError(f"{file}: task {raw['label']} asks for several samples; generation is greedy, so only pass_at_k: 1 of 1 sample is supported.")
     for name, value in settings.items():
         _check_setting(name, value, f"{file}: task {str(raw['label'])[:100]!r}")
     category = Path(str(raw.get("dataset_uri", ""))).parent.name or "uncategorised"
-    return Task(num_fewshot=shots, category=category, mode=mode, **settings)
+    sampling = from_yaml(raw, f"{file}: task {str(raw['label'])[:100]!r}", is_code=raw["icl_task_type"] == CODE)
+    return Task(num_fewshot=shots, category=category, mode=mode, sampling=sampling, **settings)
 
 
 def _check_setting(name: str, value: Any, where: str) -> None:

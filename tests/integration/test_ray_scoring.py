@@ -23,6 +23,7 @@ from jobs.evaluating import writing  # noqa: E402
 from jobs.services import ray_connection, ray_scoring  # noqa: E402
 from jobs.services.ray_scoring import RayScorer  # noqa: E402
 from models import huggingface  # noqa: E402
+from models.gauntlet.sampling import Sampling  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -78,6 +79,8 @@ def test_a_killed_and_a_slow_worker_change_no_bit(ray, tmp_path, monkeypatch):
     assert sharing.continuation_scores(prompts(), lambda done, total: seen.append((done, total))) == expected
     assert not kill.exists() and sharing._deaths == 1 and seen[-1] == (60, 60)
     assert sharing.generate(contexts, 5, ()) == scorer().generate(contexts, 5, ())
+    draws = [(context, f"{number}") for context in contexts for number in range(2)]
+    assert sharing.sample(draws, 5, (), Sampling(temperature=1.5)) == scorer().sample(draws, 5, (), Sampling(temperature=1.5))
     sharing.close()
     slow.touch()
     sharing = RayScorer(loader(slow_once=str(slow)), encoder(), max_seq_len=256, workers=2)

@@ -12,6 +12,7 @@ import pytest
 from jobs.contract import MoelineError
 from jobs.evaluating import command
 from jobs.services.endpoint import EndpointScorer
+from models.gauntlet.sampling import Sampling
 
 
 class Server(ThreadingHTTPServer):
@@ -86,6 +87,15 @@ def test_a_busy_server_is_asked_again_and_a_refusing_one_is_not():
     with pytest.raises(MoelineError, match=r"HTTP 401.*busy"):
         EndpointScorer(refusing.url, wait_seconds=0.01).generate([prompt], 5, ())
     assert refusing.failures == 98
+
+
+def test_samples_are_asked_with_the_tasks_settings_and_a_seed_for_each():
+    server = Server()
+    prompt = tuple(map(ord, "is 4 ="))
+    draws = [(prompt, f"item\0{number}") for number in range(3)]
+    asked = EndpointScorer(server.url, model="served").sample(draws, 5, (), Sampling(samples=3, temperature=0.8, top_p=0.9))
+    assert asked == [" 4 indeed"] * 3
+    assert {(b["temperature"], b["top_p"]) for b in server.asked} == {(0.8, 0.9)} and len({b["seed"] for b in server.asked}) == 3
 
 
 def test_a_server_that_is_not_there_is_named():

@@ -110,9 +110,10 @@ def test_a_broken_row_is_an_error_with_its_line(tmp_path, row, says):
     ("settings", "says"),
     [
         ({"continuation_delimeter": " "}, "unknown settings .*continuation_delimeter"),
-        ({"generation_kwargs": {"do_sample": True}}, "would change what is asked"),
+        ({"generation_kwargs": {"do_sample": True}}, "only tasks of kind code_evaluation are sampled"),
+        ({"hf_loading_vars": {"name": "x"}}, "would change what is asked"),
         ({"icl_task_type": "essay"}, "unknown icl_task_type 'essay'"),
-        ({"pass_at_k": 10, "generations_per_sample": 20}, "asks for several samples"),
+        ({"pass_at_k": 10, "generations_per_sample": 20}, "only tasks of kind code_evaluation are sampled"),
     ],
 )
 def test_settings_that_are_not_understood_are_refused(tmp_path, settings, says):
