@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from jobs.contract import MoelineError
 from jobs.evaluating import answers, lm_eval_tasks, model, questions, writing
 from models.gauntlet import averages, code_evaluation
-from models.gauntlet.gauntlet import gauntlet_averages
+from models.gauntlet.gauntlet import Gauntlet, gauntlet_rows, gauntlet_scored
 from models.gauntlet.scoring import Response, score
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mode
 
@@ -187,13 +187,34 @@ def _portions(items: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.Questions, scores: Sequence[averages.Score]) -> dict[str, Any]:
-    means = averages.by_category(scores) if scores else []
-    name = "partial_average" if asked.partial else averages.average_name(scores)
-    overall = [averages.overall(scores, expected=[b.task.label for b in asked.benchmarks], name=name)] if scores else []
-    named = gauntlet_averages(asked.gauntlet, scores, partial=bool(asked.partial), sampled=asked.sampled) if asked.gauntlet and scores else {}
+    scores, categories, named = _averaged(asked, scores) if scores else (scores, [], [])
     return {
         "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
         "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
-        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(overall[0]) if overall else None,
-        "gauntlet_averages": named, "categories": [asdict(s) for s in means], "scores": [asdict(s) for s in scores],
+        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(named[0]) if named else None,
+        "averaging": _averaging(asked), "gauntlet_averages": {row.category: row.score for row in (*categories, *named)} if asked.gauntlet else {},
+        "averages": [asdict(s) for s in named], "categories": [asdict(s) for s in categories], "scores": [asdict(s) for s in scores],
     }  # fmt: skip
+
+
+_Rows = Sequence[averages.Score]
+
+
+def _averaged(asked: questions.Questions, scores: _Rows) -> tuple[_Rows, _Rows, _Rows]:
+    """(scores, category means, averages of categories).
+
+    With a gauntlet all is as its YAML says, in its order. Without one nothing is weighted, and the one average is called so.
+    """
+    if asked.gauntlet is None:
+        name = f"{'partial/' if asked.partial else ''}unweighted_average"
+        return scores, averages.by_category(scores), [averages.overall(scores, expected=[b.task.label for b in asked.benchmarks], name=name)]
+    rows = gauntlet_rows(asked.gauntlet, scores, partial=bool(asked.partial), sampled=asked.sampled)
+    named = [replace(row, benchmark="**") for row in rows if row.category.removeprefix("partial/") in asked.gauntlet.averages]
+    return gauntlet_scored(asked.gauntlet, scores), rows[: len(rows) - len(named)], named
+
+
+def _averaging(asked: questions.Questions) -> dict[str, Any]:
+    """How scores and averages are made of accuracies."""
+    plan = asked.gauntlet or Gauntlet({}, {})
+    names = ("weighting", "subtract_random_baseline", "rescale_accuracy")
+    return {"by": "gauntlet YAML" if asked.gauntlet else "no gauntlet YAML: all alike", **{name: getattr(plan, name) for name in names}}

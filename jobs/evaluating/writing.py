@@ -112,15 +112,15 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
     lines += [f"- {name}: {plain(result[key])}" for name, key in (("weights", "weights_digest"), ("tokenizer", "tokenizer_digest"), ("mode", "mode"))]
     lines += [f"- longest sequence: {result['max_seq_len']} tokens, on {plain(result['device'])} in {plain(result['dtype'])}"]
     lines += [f"- **partial**: {plain(reason)}; no core_average" for reason in result["partial"]]
-    lines += [f"- {plain(name)}: {value:.4f}" for name, value in result["gauntlet_averages"].items()]
+    lines += [f"- {plain(s['category'])}: {s['score']:.4f}" for s in (*result["averages"], *result["categories"])]
     if result["scores"]:
         lines += [
             "",
             "| category | benchmark | shots | items | accuracy | standard error | chance | best constant | score |",
             "|---|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
-        lines += [_score_line(s) for s in (*result["scores"], *result["categories"], result["average"])]
-        lines += ["", "Accuracy, errors and baselines in 0 to 1; a score is (accuracy - baseline) / (1 - baseline).", ""]
+        lines += [_score_line(s) for s in (*result["scores"], *result["categories"], *result["averages"])]
+        lines += ["", _averaging(result["averaging"]), ""]
     if below := [s["benchmark"] for s in result["scores"] if s["accuracy"] <= s["best_constant"]]:
         lines += ["", f"At or below the best constant answer, so nothing is shown there: {', '.join(map(plain, below))}."]
     lines += _pass_at_k(result.get("pass_at_k") or ())
@@ -128,6 +128,15 @@ def report(result: Mapping[str, Any], responses: Mapping[str, Sequence[Response]
     lines += _lm_eval(result.get("lm_eval") or ())
     lines += _examples(responses)
     return "\n".join(lines) + "\n"
+
+
+def _averaging(how: Mapping[str, Any]) -> str:
+    score = (
+        "(accuracy - baseline) / (1 - baseline)" if how["rescale_accuracy"] else "accuracy - baseline" if how["subtract_random_baseline"] else "the accuracy"
+    )
+    weights = {"EQUAL": "all benchmarks of a category alike", "SAMPLE_SZ": "by their items", "LOG_SAMPLE_SZ": "by the logarithm of their items"}
+    weighed = f"benchmarks weigh {weights[how['weighting']]}, categories of an average alike"
+    return f"Accuracy, errors and baselines in 0 to 1; a score is {score}; {weighed} ({plain(how['by'])})."
 
 
 def _pass_at_k(written: Sequence[Mapping[str, Any]]) -> list[str]:

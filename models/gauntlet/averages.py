@@ -18,11 +18,6 @@ from models.gauntlet.answers import answer_key, normalise_answer
 from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, LANGUAGE_MODELING, MULTIPLE_CHOICE, SCHEMA, Item, Mode, Task
 
-# v0.3 as MosaicML publishes it. Only with all of these is a mean called core_average.
-V03_CATEGORIES: Mapping[str, int] = {
-    "world_knowledge": 6, "commonsense_reasoning": 7, "language_understanding": 4, "symbolic_problem_solving": 8, "reading_comprehension": 6,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Score:
@@ -147,15 +142,12 @@ def by_category(scores: Sequence[Score]) -> list[Score]:
     return [mean(members, benchmark="*", category=name) for name, members in groups.items()]
 
 
-def average_name(scores: Sequence[Score]) -> str:
-    """``core_average`` only for the complete v0.3 gauntlet; else ``average``, whatever is there."""
-    counts = Counter(s.category.rpartition("/")[2] for s in scores)
-    return "core_average" if counts == V03_CATEGORIES else "average"
+def overall(scores: Sequence[Score], *, expected: Collection[str], name: str = "average") -> Score:
+    """Unweighted mean over category means of all benchmarks in ``expected``; what a gauntlet YAML names and weights is gauntlet.py's.
 
-
-def overall(scores: Sequence[Score], *, expected: Collection[str], name: str | None = None) -> Score:
-    """Mean over category means of all benchmarks in ``expected``. A benchmark without a score is a ValueError, never a smaller mean."""
+    A benchmark without a score is a ValueError, never a smaller mean.
+    """
     have = {s.benchmark for s in scores}
     if missing := sorted(set(expected) - have):
         raise ValueError(f"No score for {', '.join(missing)}: the average over {len(expected)} benchmarks cannot be taken. Evaluate them, or change the suite.")
-    return mean(by_category(scores), benchmark="**", category=name or average_name(scores))
+    return mean(by_category(scores), benchmark="**", category=name)

@@ -158,6 +158,12 @@ def gauntlet_rows(gauntlet: Gauntlet, scores: Sequence[Score], *, partial: bool 
     return _rows(gauntlet, {(score.benchmark.partition("/")[0], score.shots): score for score in scores}, sampled)
 
 
+def gauntlet_scored(gauntlet: Gauntlet, scores: Sequence[Score]) -> list[Score]:
+    """The rows with ``score`` as this gauntlet enters them into its means: baseline subtracted or not, rescaled or not."""
+    members = {b.key: b for inside in gauntlet.categories.values() for b in inside}
+    return [replace(one, score=_scored(gauntlet, members[f"{one.benchmark.partition('/')[0]}/{one.shots}-shot"], one)) for one in scores]
+
+
 def _rows(gauntlet: Gauntlet, by_key: Mapping[tuple[str, int], Score], sampled: bool) -> list[Score]:
     rows: list[Score] = []
     values: dict[str, tuple[Score, bool]] = {}

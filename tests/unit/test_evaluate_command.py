@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -69,7 +70,7 @@ def test_our_folder_scores_as_our_scorer_does_and_everything_is_written(own, dat
         assert row["sum_logprobs"] == pytest.approx(response.sum_logprobs, abs=1e-4)
         assert [s / n for s, n in zip(row["sum_logprobs"], row["n_choice_tokens"], strict=True)] == pytest.approx(row["mean_logprobs"])
     assert json.loads((tmp_path / writing.SCORES).read_text()) == result
-    assert result["max_seq_len"] == 256 and result["partial"] == [] and result["average"]["category"] == "average"
+    assert result["max_seq_len"] == 256 and result["partial"] == [] and result["average"]["category"] == "default_average"
     for one in result["scores"]:
         assert one["accuracy"] == pytest.approx(sum(r["correct"] for r in rows if r["benchmark"] == one["benchmark"]) / one["n"])
     assert not list(tmp_path.glob(".unfinished*"))
@@ -100,10 +101,52 @@ def test_the_mode_decides_what_is_subtracted_and_both_are_never_mixed(own, data,
     assert set(part["gauntlet_averages"]) == {"partial/quiz_skill", "partial/default_average"}
 
 
+def weighted(data, folder, weighting, **settings):
+    """The small suite in another gauntlet: three benchmarks of 20, 12 and 10 items in one category, one of 8 in another, two averages."""
+    shutil.copytree(data, folder)
+    members = {"first": ("quiz", "copy", "pairs"), "second": ("said",)}
+    categories = [
+        {"name": name, "benchmarks": [{"name": label, "num_fewshot": 2, "random_baseline": 0.2} for label in labels]} for name, labels in members.items()
+    ]
+    gauntlet = {"weighting": weighting, **settings, "averages": {"core_average": ["first", "second"], "only_first": ["first"]}, "categories": categories}
+    (folder / "yamls" / "eval_gauntlet_small.yaml").write_text(json.dumps({"eval_gauntlet": gauntlet}))
+    return folder
+
+
+@pytest.mark.parametrize("weighting", ["EQUAL", "SAMPLE_SZ", "LOG_SAMPLE_SZ"])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_every_average_is_the_one_the_gauntlet_yaml_asks_for(own, data, tmp_path, weighting, rescale):
+    result = evaluate(own, weighted(data, tmp_path / "data", weighting, rescale_accuracy=rescale), tmp_path / "out")
+    accuracy = {s["benchmark"]: s["accuracy"] for s in result["scores"]}
+    score = {label: (a - 0.2) / (0.8 if rescale else 1) for label, a in accuracy.items()}
+    weigh = {"EQUAL": lambda n: 1, "SAMPLE_SZ": lambda n: n, "LOG_SAMPLE_SZ": math.log2}[weighting]
+    weights = {label: weigh(n) for label, n in (("quiz", 20), ("copy", 12), ("pairs", 10))}
+    first = sum(score[label] * w for label, w in weights.items()) / sum(weights.values())
+    expected = {"first": first, "second": score["said"], "core_average": (first + score["said"]) / 2, "only_first": first}
+    assert result["gauntlet_averages"] == {name: pytest.approx(value) for name, value in expected.items()}
+    assert {s["benchmark"]: s["score"] for s in result["scores"]} == {label: pytest.approx(value) for label, value in score.items()}
+    assert [(s["benchmark"], s["category"]) for s in result["categories"]] == [("*", "first"), ("*", "second")]
+    assert [(s["benchmark"], s["category"]) for s in result["averages"]] == [("**", "core_average"), ("**", "only_first")]
+    assert all(s["score"] == pytest.approx(expected[s["category"]]) for s in (*result["averages"], *result["categories"]))
+    assert result["average"] == result["averages"][0] and result["averaging"]["weighting"] == weighting
+    report = (tmp_path / "out" / writing.REPORT).read_text()
+    assert report.index("core\\_average:") < report.index("only\\_first:") < report.index("first: ", report.index("only\\_first:"))
+    assert ("(1 - baseline)" in report) is rescale
+
+
+def test_without_a_gauntlet_the_average_is_called_unweighted(own, data, tmp_path):
+    for out, more, name in (("a", {}, "unweighted_average"), ("b", {"tasks": ("quiz", "said")}, "partial/unweighted_average")):
+        options = command.Options(model=str(own), suite="tasks_small", data=data, out=tmp_path / out, **more)
+        result = command.run(options, cache_folder=tmp_path / "cache")
+        assert result["average"]["category"] == name and result["gauntlet_averages"] == {} and len(result["averages"]) == 1
+        assert result["average"]["score"] == pytest.approx(sum(s["score"] for s in result["scores"]) / len(result["scores"]))  # one category here
+        assert "no gauntlet YAML" in result["averaging"]["by"]
+
+
 def test_a_part_of_a_suite_is_called_partial(llama, data, tmp_path):
     result = evaluate(llama, data, tmp_path, tasks=("quiz", "said"), max_items=8)
     assert [s["n"] for s in result["scores"]] == [8, 8]
-    assert result["partial"] == ["--tasks leaves out copy, pairs", "--max-items 8"] and result["average"]["category"] == "partial_average"
+    assert result["partial"] == ["--tasks leaves out copy, pairs", "--max-items 8"] and result["average"]["category"] == "partial/default_average"
     assert "**partial**" in (tmp_path / writing.REPORT).read_text()
 
 

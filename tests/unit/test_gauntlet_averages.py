@@ -122,9 +122,3 @@ def test_a_missing_benchmark_or_a_number_that_is_none_is_an_error_that_names_it(
         overall([scores[0], replace(scores[1], score=math.nan)], expected=["a", "c"])
     with pytest.raises(ValueError, match="Nothing to average"):
         mean([], benchmark="*", category="z")
-
-
-def test_only_the_complete_gauntlet_is_called_core_average():
-    whole = [a_score(f"{category}{i}", f"gauntlet/{category}") for category, size in averages.V03_CATEGORIES.items() for i in range(size)]
-    assert len(whole) == 31 and averages.average_name(whole) == "core_average"
-    assert averages.average_name(whole[1:]) == "average" and averages.average_name(whole[:7]) == "average"

@@ -71,7 +71,7 @@ def test_every_gauntlet_and_task_yaml_reads_as_it_is():
         assert (gauntlet.weighting, gauntlet.subtract_random_baseline, gauntlet.rescale_accuracy) == ("EQUAL", True, True)
         assert gauntlet.averages == {"core_average": CATEGORIES}
     counts = {c: len(members) for c, members in read["eval_gauntlet_v0.3.yaml"].categories.items()}
-    assert counts == dict(averages.V03_CATEGORIES)
+    assert list(counts.values()) == [6, 7, 4, 8, 6] and list(counts) == list(CATEGORIES)
     sizes = {file.name: len(tasks.declared(file, GAUNTLET / "local_data")) for file in sorted(YAMLS.glob("**/tasks*.yaml"))}
     assert sizes["tasks_v0.3.yaml"] == 34 and sizes["tasks_light.yaml"] == 15 and sizes["tasks_v0.2.yaml"] > 30
     assert len(tasks.declared(YAMLS / "tasks_v0.2.yaml", GAUNTLET / "local_data", YAMLS / "eval_gauntlet_v0.2.yaml", mode="fixed")) == 33
