@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 
-ABOUT = "What a larger run will reach: fitted to anyone's finished runs (fit), or as it was forecast here and came out (show)."
+ABOUT = "What a larger run will reach: fitted to anyone's finished runs (fit), or as it was forecast here and came out (show, calibration)."
 _REQUIRED = ("params", "tokens", "loss")
 _LABELS = ("run", "name", "model", "seed", "date")
 _OWN_LOSS = ".loss"
@@ -45,7 +45,7 @@ forecast there; where the first is not smaller, the forecast has not earned your
 
 
 def add_to(found: argparse.ArgumentParser) -> None:
-    """Add ``fit`` and ``show`` to the parser of ``moeline forecast``."""
+    """Add ``fit``, ``show`` and ``calibration`` to the parser of ``moeline forecast``."""
     actions = found.add_subparsers(dest="forecast_action", required=True, metavar="ACTION")
     kept = argparse.SUPPRESS  # `moeline forecast --json fit` and `moeline forecast fit --json` are the same
     common = argparse.ArgumentParser(add_help=False)
@@ -61,14 +61,21 @@ def add_to(found: argparse.ArgumentParser) -> None:
     fit.add_argument("--bootstraps", type=int, default=1000, metavar="B", help="refits to reweighted runs behind the interval (default: 1000)")
     show = actions.add_parser("show", parents=[common], help="a recorded forecast beside its outcome", description="A recorded forecast beside its outcome.")
     show.add_argument("run", metavar="RUN", help="a run id of `moeline report`, or the start of one")
-    show.add_argument("--env", default=kept, help="environment in infra/env, or a .toml file")
-    show.add_argument("--home", default=kept, help="folder of tables, landing zone, logs and state")
+    about = "Were the forecasts right as often as they said? Coverage, bias and sharpness over every registered forecast that came out."
+    judged = actions.add_parser("calibration", parents=[common], help="coverage, bias and sharpness of all past forecasts", description=about)
+    for reads_tables in (show, judged):
+        reads_tables.add_argument("--env", default=kept, help="environment in infra/env, or a .toml file")
+        reads_tables.add_argument("--home", default=kept, help="folder of tables, landing zone, logs and state")
 
 
 def act(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
-    """Run ``fit`` or ``show``; prints a table where no JSON is asked for."""
+    """Run ``fit``, ``show`` or ``calibration``; prints a table where no JSON is asked for."""
     if arguments.forecast_action == "show":
         found, text = show(env, arguments.run), render_shown
+    elif arguments.forecast_action == "calibration":
+        from jobs import calibration
+
+        found, text = calibration.calibration(env), calibration.render
     else:
         found, text = fit(arguments.runs, arguments.target, arguments.active, arguments.chance, arguments.bootstraps), render
     if not arguments.json:
