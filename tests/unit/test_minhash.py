@@ -52,6 +52,22 @@ def test_planted_pairs_become_candidates_as_often_as_the_banding_curve_says(simi
     assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / count) + 1e-3  # four standard errors
 
 
+@pytest.mark.parametrize("shared", [128, 140, 146, 151, 157, 162])  # of 170 shingles: Jaccard .6, .7, .75, .8, .86, .91
+def test_planted_copies_of_texts_become_candidates_as_often_as_the_banding_curve_says(shared: int) -> None:
+    """From the text on: words to shingles to signatures to bands, against similarities counted from tuples of words."""
+    count, minhash, known = 300, MinHash(BANDS, ROWS, seed=1), WordHashes()
+    texts, expected = [], []
+    for index in range(count):
+        words_ = random_words(348 - shared - 4, 1000 * shared + index)
+        left, right = " ".join(words_[:174]), " ".join(words_[: shared + 4] + words_[174:])
+        texts += [left, right]
+        expected.append(1 - (1 - brute_jaccard(left, right) ** ROWS) ** BANDS)
+        assert brute_jaccard(left, right) == shared / (340 - shared)
+    bands = minhash.band_hashes(minhash.signatures([shingles(text, 5, known) for text in texts]))
+    found = (bands[0::2] == bands[1::2]).any(axis=1).sum()
+    assert abs(found - sum(expected)) <= 4 * np.sqrt(sum(p * (1 - p) for p in expected)) + 1
+
+
 @pytest.mark.parametrize("similarity", [0.2, 0.6, 0.9])
 def test_the_share_of_equal_signature_values_estimates_the_similarity(similarity: float) -> None:
     sets, true = planted_pairs(similarity, 300, size=200, seed=7)
