@@ -94,6 +94,39 @@ def test_items_that_stand_in_training_are_flagged(prepared):
     assert (row["n"], row["n_contaminated"]) == (20, 1) and row["accuracy_clean"] is not None and output.metrics["n_contaminated"] == 1
 
 
+def test_items_whose_words_are_left_in_training_are_kept_apart_by_the_rule_of_their_benchmark(prepared, output):
+    tools, inputs = prepared
+    rows = [r for r in item_rows() if r["benchmark"] == "docstring"]
+    answered = [r["item_id"] for r in output.tables["responses"].to_pylist() if r["benchmark"] == "docstring"]
+    by_ngram, by_share, over_days, gone = answered[:4]
+
+    def listed(item_id, rule, left, acts, day="2026-11-01"):
+        return {
+            "interval": day, "benchmark": "docstring", "item_id": item_id, "rule": rule, "acts": acts, "n_ngrams": 10, "share": 0.9, "contaminated": True,
+            "threshold": 0.7 if rule == "share" else 0.0, "documents": 1, "action": "none", "still_trains": bool(left), "left": left,
+        }  # fmt: skip
+
+    suite = replace(SUITE, own_data_tasks=("docstring",), symbolic_tasks=("brackets",))
+    clean = evaluate.run(replace(CONFIG, suite=suite), {**inputs, "benchmark_items": ds.dataset(table("benchmark_items", rows))}, tools)
+    found = [
+        listed(by_ngram, "ngram", [3], False), listed(by_share, "share", [*range(8)], True), listed(gone, "share", [], True),
+        listed(over_days, "share", [0, 1, 2, 3], True), listed(over_days, "share", [3, 4, 5, 6], True, "2026-11-02"),
+    ]  # fmt: skip
+    given = {**inputs, "benchmark_items": ds.dataset(table("benchmark_items", rows)), "contaminated_items": ds.dataset(table("contaminated_items", found))}
+    dirty = evaluate.run(replace(CONFIG, suite=suite), given, tools)
+    before, after = ({r["item_id"]: r for r in o.tables["responses"].to_pylist() if r["benchmark"] == "docstring"} for o in (clean, dirty))
+    assert {i: json.loads(r["item"])["contaminated"] for i, r in after.items()} == {i: i in (by_share, over_days) for i in before}
+    assert [json.loads(after[i]["item"])["found_by"] for i in (by_ngram, by_share, over_days, gone)] == [["ngram"], ["share"], ["share"], []]
+    assert dirty.metrics["contaminated_by"] == {"tokens": 0, "ngram": 1, "share": 2}
+    row = next(r for r in dirty.tables["scores"].to_pylist() if r["benchmark"] == "docstring")
+    same = next(r for r in clean.tables["scores"].to_pylist() if r["benchmark"] == "docstring")
+    rights = [r["correct"] for i, r in before.items() if i not in (by_share, over_days)]
+    assert (row["n_contaminated"], same["n_contaminated"]) == (2, 0) and row["accuracy_clean"] == pytest.approx(sum(rights) / len(rights))
+    assert {k: v for k, v in row.items() if k not in ("n_contaminated", "accuracy_clean")} == {
+        k: v for k, v in same.items() if k not in ("n_contaminated", "accuracy_clean")
+    }
+
+
 def test_foundrys_tasks_run_from_a_folder_and_stay_apart_from_ours(prepared, tmp_path):
     tools, inputs = prepared
     data = tmp_path / "local_data" / "world_knowledge"

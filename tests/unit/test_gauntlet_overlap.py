@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.gauntlet.overlap import WINDOW, overlapping_items, window_hashes
+from models.gauntlet.overlap import WINDOW, left_in_training, overlapping_items, window_hashes
 
 
 def brute_force(items, training):
@@ -39,3 +39,19 @@ def test_hashes_do_not_depend_on_where_a_window_stands():
 def test_without_items_or_training_nothing_is_found():
     assert overlapping_items({}, [np.zeros((1, 64), dtype=np.int32)]) == set()
     assert overlapping_items({"a": list(range(30))}, []) == set()
+
+
+def of_a_day(item, rule, left, n=10):
+    return {"benchmark": "quiz", "item_id": item, "rule": rule, "left": left, "n_ngrams": n, "threshold": 0.7 if rule == "share" else 0.0}
+
+
+def test_words_of_an_item_are_added_up_over_days_without_counting_any_twice():
+    rows = [
+        of_a_day("halves", "share", [0, 1, 2, 3]), of_a_day("halves", "share", [4, 5, 6]),
+        of_a_day("same half", "share", [0, 1, 2, 3]), of_a_day("same half", "share", [0, 1, 2, 3]), of_a_day("same half", "ngram", [5]),
+        of_a_day("cut", "ngram", []), of_a_day("cut", "share", [0]),
+    ]  # fmt: skip
+    expected = {"halves": {"share": True}, "same half": {"share": False, "ngram": True}, "cut": {"ngram": False, "share": False}}
+    for order in (rows, rows[::-1]):
+        assert left_in_training(order) == {("quiz", item): verdict for item, verdict in expected.items()}
+    assert left_in_training([]) == {}
