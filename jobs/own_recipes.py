@@ -1,4 +1,4 @@
-"""Recipes that are files: what one changes of a built-in recipe (tokens, sources, budget), in ``<home>/recipes/NAME.json``.
+"""Recipes that are files: what one changes of a built-in recipe (tokens, sources, mixture, budget), in ``<home>/recipes/NAME.json``.
 
 Change here: what such a file may say, how it is written and read. Not here: the built-in recipes (jobs/recipes.py), what is proposed
 (jobs/proposals.py). A file is written by whoever may write to the home and is trusted with nothing else: every field is checked.
@@ -18,22 +18,29 @@ from typing import Any
 from jobs import recipes
 from jobs.config import Recipe
 from jobs.contract import MoelineError
+from models.mixture import Mixture, Phase
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # a file name, an argument and a value in Airflow's form
 MAX_BYTES = 64 << 10
 MAX_TOKENS = 10**15
 MAX_USD = 1e12
 MAX_WHY = 2000
-_KEYS = ("base", "tokens", "sources", "budget_usd", "why")
+_KEYS = ("base", "tokens", "sources", "mixture", "budget_usd", "why")
+MAX_SOURCES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnRecipe:
-    """What is asked of ``base`` (a built-in recipe): ``tokens`` to train on, of ``sources`` only, for at most ``budget_usd`` (None: as the base)."""
+    """What is asked of ``base`` (a built-in recipe): ``tokens`` to train on, of ``sources`` only, for at most ``budget_usd`` (None: as the base).
+
+    ``mixture`` (None: as the base): one phase, in the file {"weights": {source: number}, "max_epochs": {source or "*": number}}. Its sequences
+    hold one source each, so the corpus is packed anew where the base does not pack so.
+    """
 
     base: str
     tokens: int
     sources: tuple[str, ...] | None = None
+    mixture: Mixture | None = None
     budget_usd: float | None = None
     why: str = ""  # for people; no part of the work's identity
 
@@ -44,7 +51,10 @@ class OwnRecipe:
 
     def recipe(self, name: str) -> Recipe:
         """The recipe itself, called ``name``."""
-        made = recipes.with_tokens(replace(recipes.RECIPES[self.base](), name=name), self.tokens)
+        base = replace(recipes.RECIPES[self.base](), name=name)
+        if self.mixture is not None:
+            base = replace(base, train=replace(base.train, mixture=self.mixture), pack=replace(base.pack, separate_sources=True))
+        made = recipes.with_tokens(base, self.tokens)
         if self.sources is not None:
             made = replace(made, ingest=replace(made.ingest, sources=self.sources))
         return made if self.budget_usd is None else replace(made, budget_usd=self.budget_usd)
@@ -58,7 +68,7 @@ def _problem(own: OwnRecipe) -> str | None:
     least = 10 * train.tokens_per_step  # the smallest proxy takes a tenth and needs a step
     if type(own.tokens) is not int or not least <= own.tokens <= MAX_TOKENS:
         return f"tokens must be a whole number from {least:,} (ten steps of {own.base}) to {MAX_TOKENS:,}, not {_shown(own.tokens)}."
-    if own.sources is not None and (problem := _sources_problem(own.sources)):
+    if problem := (own.sources is not None and _sources_problem(own.sources)) or (own.mixture is not None and _mixture_problem(own.mixture)):
         return problem
     if own.budget_usd is not None and not (type(own.budget_usd) in (int, float) and 0 < own.budget_usd <= MAX_USD):
         return f"budget_usd must be a number above 0 and at most {MAX_USD:.0f}, not {_shown(own.budget_usd)}."
@@ -76,6 +86,35 @@ def _sources_problem(sources: Any) -> str | None:
     if list(sources) != sorted(set(sources)):
         return "sources must be sorted and name every source once, so that the same recipe is always the same work."
     return None
+
+
+def _mixture_problem(mixture: Any) -> str | None:
+    """None for a mixture of one phase whose names and numbers can be used."""
+    if not isinstance(mixture, Mixture):
+        return f'mixture must be an object {{"weights": {{source: number}}, "max_epochs": {{source or "*": number}}}}, not {_shown(mixture)}.'
+    if len(mixture.phases) != 1:
+        return f"mixture has {len(mixture.phases)} phases; a recipe in a file has one. Write a function in jobs/recipes.py for several."
+    named = [name for name, _ in (*mixture.phases[0].weights, *mixture.max_epochs)]
+    if len(named) > 2 * MAX_SOURCES or any(not isinstance(name, str) or not 1 <= len(name) <= 200 or not name.isprintable() for name in named):
+        return f"mixture must name at most {MAX_SOURCES} sources in printable characters, found {_shown(named)}."
+    return None
+
+
+def _mixture(raw: Any) -> Any:
+    """The mixture of a file; what is none of this form is given back for _mixture_problem to name. MoelineError for numbers that cannot be meant."""
+    if not isinstance(raw, dict) or set(raw) - {"weights", "max_epochs"} or not isinstance(raw.get("weights"), dict):
+        return raw
+    caps = raw.get("max_epochs", {})
+    if not isinstance(caps, dict) or any(type(number) not in (int, float) for number in (*raw["weights"].values(), *caps.values())):
+        return raw
+    try:
+        return Mixture(phases=(Phase(weights=tuple(raw["weights"].items())),), max_epochs=tuple(caps.items()))
+    except (ValueError, OverflowError) as error:
+        raise MoelineError(f"mixture cannot be used: {_shown(str(error))}.") from None
+
+
+def _plain_mixture(mixture: Mixture) -> dict[str, Any]:
+    return {"weights": dict(mixture.phases[0].weights), "max_epochs": dict(mixture.max_epochs)}
 
 
 def _shown(value: Any) -> str:
@@ -138,7 +177,8 @@ def _parsed(content: bytes) -> OwnRecipe:
     if absent := [key for key in ("base", "tokens") if key not in raw]:
         raise MoelineError(f"it does not say {' and '.join(absent)}.")
     sources = raw.get("sources")
-    return OwnRecipe(**{**raw, "sources": tuple(sources) if isinstance(sources, list) else sources})
+    mixture = None if raw.get("mixture") is None else _mixture(raw["mixture"])
+    return OwnRecipe(**{**raw, "sources": tuple(sources) if isinstance(sources, list) else sources, "mixture": mixture})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,7 +200,10 @@ def save(home: Path, name: str, own: OwnRecipe) -> bool:
     file = _file(home, name)
     if name in recipes.RECIPES:
         raise MoelineError(f"{name} is a built-in recipe. Give this one another name.")
-    content = json.dumps({key: value for key, value in asdict(own).items() if value not in (None, "")}, indent=1, ensure_ascii=True) + "\n"
+    fields = {**asdict(own), "mixture": None if own.mixture is None else _plain_mixture(own.mixture)}
+    content = json.dumps({key: value for key, value in fields.items() if value not in (None, "")}, indent=1, ensure_ascii=True) + "\n"
+    if len(content) > MAX_BYTES:
+        raise MoelineError(f"Recipe {name} would be larger than {MAX_BYTES:,} bytes: it names too many sources.")
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{name}.{os.getpid()}-{os.urandom(6).hex()}.tmp")
     try:
@@ -194,7 +237,7 @@ def _about(recipe: Recipe, own: OwnRecipe | None) -> dict[str, Any]:
     return {
         "name": recipe.name, "base": own.base if own else None, "tokens": recipe.tokens, "params_total": recipe.model.params_total,
         "params_active": recipe.model.params_active, "sources": list(recipe.ingest.sources), "budget_usd": recipe.budget_usd, "why": own.why if own else "",
-        "problem": None,
+        "mixture": _plain_mixture(own.mixture)["weights"] if own and own.mixture else None, "problem": None,
     }  # fmt: skip
 
 
@@ -207,6 +250,9 @@ def render(found: list[Mapping[str, Any]]) -> str:
             continue
         kind = f"own, from {row['base']}" if row["base"] else "built in"
         sources = f", only {', '.join(row['sources'])}" if row["sources"] else ""
+        if row["mixture"]:
+            total = sum(row["mixture"].values())
+            sources += ", weighed " + ", ".join(f"{name} {weight / total:.0%}" for name, weight in row["mixture"].items())
         why = f" ({row['why']})" if row["why"] else ""
         lines.append(f"{row['name']:<24} {kind}: {row['tokens']:,} tokens, {row['params_total']:,} parameters, budget ${row['budget_usd']:,.2f}{sources}{why}")
     return "\n".join(lines) + "\n"

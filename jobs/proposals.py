@@ -22,14 +22,15 @@ from jobs.environment import Environment
 from jobs.own_recipes import OwnRecipe
 from jobs.services import delta, report, results
 from jobs.services.prices import Measured, measure
+from models.mixture import Mixture, Phase, Plan, SourceSize
 
 RULE = (
     "The run's own tokens are dealt out once more: to the groups by their share of all failures, and within a group to the sources by their share of the "
     "similarity of its nearest training documents. All groups together ask for as many tokens as the run trained on."
 )
 MIXTURE = (
-    "A recipe cannot weigh sources: it trains on them in the proportions the corpus has. So it trains on so many tokens more that every named source gets at "
-    "least what is proposed; the other sources grow with it. The model is trained from the beginning."
+    "The recipe weighs its sources: of each it trains on what the run read, of the named ones on what is proposed more, and nothing is read twice. Sequences "
+    "then hold one source each, so a corpus that is not packed so is packed anew. The model is trained from the beginning."
 )
 
 
@@ -53,9 +54,13 @@ class Reviewed:
         return sum(g["n"] for g in self.groups)
 
     def seen(self, source: str) -> int:
-        """Tokens of ``source`` the run has trained on, at most once each."""
-        held = self.corpus.get(source, 0)
-        return min(held, round(self.tokens * held / sum(self.corpus.values())))
+        """Tokens of ``source`` the run has trained on, at most once each: as recorded, or its share of the corpus where that was not."""
+        held, read = self.corpus.get(source, 0), self.trained.metrics.get("tokens_by_source")
+        return min(held, int(read.get(source, 0)) if read else round(self.tokens * held / sum(self.corpus.values())))
+
+    def left(self, source: str) -> int:
+        """Tokens of ``source`` it has not: of one pass, or of as much of one as the run's recipe allows."""
+        return max(0, math.floor(self.corpus.get(source, 0) * _epochs(self, source)) - self.seen(source))
 
 
 def find(env: Environment, name: str) -> Reviewed:
@@ -113,37 +118,61 @@ def plan(run: Reviewed, groups: Sequence[Mapping[str, Any]], *, only_nearest: bo
     """What to train more on for ``groups`` together, as a recipe can express it, and its price.
 
     ``sources``: per source ``wanted`` tokens, of them ``tokens`` the corpus holds untrained and ``to_land`` it does not, and ``gets``, what the
-    recipe trains on beyond the run. ``recipe_tokens``: what the recipe trains on in all; None where the corpus has nothing to give.
+    recipe trains on beyond the run. ``recipe_tokens``: what the recipe trains on in all, ``weights``: tokens of every source; both None where the
+    corpus has nothing to give.
     """
     asked: Counter[str] = Counter()
     for group in groups:
         asked.update(wanted(run, group))
     rows = []
     for source, amount in sorted(asked.items(), key=lambda one: (-one[1], one[0])):
-        left = run.corpus.get(source, 0) - run.seen(source)
+        left = run.left(source)
         given = min(math.ceil(amount), left)
         rows.append({"source": source, "wanted": math.ceil(amount), "left": left, "tokens": given, "to_land": math.ceil(amount) - given})
     given = {row["source"]: row["tokens"] for row in rows if row["tokens"]}
-    kept = {s: n for s, n in run.corpus.items() if s in given or not only_nearest}
-    total = _recipe_tokens(run, given, kept)
+    weights = {s: run.seen(s) + given.get(s, 0) for s in run.corpus if s in given or (not only_nearest and run.seen(s))} if given else None
+    total, read = _recipe_tokens(run, weights) if weights else (None, {})
     for row in rows:
-        row["gets"] = round((total or 0) * kept.get(row["source"], 0) / (sum(kept.values()) or 1)) - run.seen(row["source"]) if total else 0
-    added = total - run.tokens if total else 0
+        row["gets"] = read[row["source"]] - run.seen(row["source"]) if row["source"] in read else 0
     to_land = sum(row["to_land"] for row in rows)
-    again = sum(kept.values()) if only_nearest and total else 0  # other sources are another corpus, prepared anew
+    held = sum(run.corpus[s] for s in weights or ())
+    packed_so = base_recipe(run).pack.separate_sources
     return {
-        "sources": rows, "tokens": sum(given.values()), "to_land": to_land, "recipe_tokens": total, "added_tokens": added,
-        "only_sources": sorted(kept) if only_nearest and total else None, **run.measured.price(total, added, again, to_land),
+        "sources": rows, "tokens": sum(given.values()), "to_land": to_land, "recipe_tokens": total, "weights": weights,
+        "added_tokens": total - run.tokens if total else 0, "only_sources": sorted(weights) if only_nearest and weights else None,
+        # other sources are another corpus, prepared anew; other sequences of the same one only packed
+        **run.measured.price(total, total - run.tokens if total else 0, held if only_nearest else 0, to_land, packed=0 if only_nearest or packed_so else held),
     }  # fmt: skip
 
 
-def _recipe_tokens(run: Reviewed, given: Mapping[str, int], kept: Mapping[str, int]) -> int | None:
-    """Fewest tokens, in whole steps, that give every source in ``given`` so many more in the proportions of ``kept``; None when there is nothing to give."""
-    if not given:
-        return None
-    step = base_recipe(run).train.tokens_per_step
-    needed = max((run.seen(s) + n) * sum(kept.values()) / run.corpus[s] for s, n in given.items())
-    return max(1, math.ceil(round(needed, 3) / step)) * step
+def _epochs(run: Reviewed, source: str) -> float:
+    """How often a recipe may read ``source``: once, or less where the run's recipe says so."""
+    caps = dict(base_recipe(run).train.mixture.max_epochs)
+    return min(1.0, caps.get(source, caps.get("*", 1.0)))
+
+
+def mixture(run: Reviewed, weights: Mapping[str, int]) -> Mixture:
+    """The mixture that gives every source its tokens, and none more than a pass."""
+    lower = tuple((s, epochs) for s in sorted(weights) if (epochs := _epochs(run, s)) < 1)
+    return Mixture(phases=(Phase(weights=tuple(sorted(weights.items()))),), max_epochs=(*lower, ("*", 1.0)))
+
+
+def _recipe_tokens(run: Reviewed, weights: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """(fewest tokens, in whole steps, that ``weights`` add up to, tokens read of every source in them); a step less where a cap would end the training."""
+    train = base_recipe(run).train
+    length = train.model.max_seq_len
+    sizes = {s: SourceSize(sequences=-(-held // length), tokens=held) for s, held in run.corpus.items() if held}
+    steps = max(1, math.ceil(sum(weights.values()) / train.tokens_per_step))
+    while True:
+        try:
+            planned = Plan(mixture(run, weights), sizes, steps=steps, batch_sequences=train.batch_sequences, seed=train.seed)
+            break
+        except ValueError:
+            if steps == 1:
+                raise
+            steps -= 1
+    read = planned.before(steps)
+    return steps * train.tokens_per_step, {s: round(read[s] * sizes[s].tokens / sizes[s].sequences) for s in weights}
 
 
 def base_recipe(run: Reviewed) -> recipes.Recipe:
@@ -220,7 +249,7 @@ def propose(env: Environment, name: str, numbers: Sequence[int], *, as_recipe: s
 
 
 def _own(env: Environment, run: Reviewed, numbers: Sequence[int], found: Mapping[str, Any], budget_usd: float | None) -> OwnRecipe:
-    """The recipe: the run's own with more tokens. One made from an own recipe names the built-in one below it."""
+    """The recipe: the run's own with more tokens, weighed by source. One made from an own recipe names the built-in one below it."""
     base, sources, budget = run.trained.recipe, None, None
     if base not in recipes.RECIPES:
         before = own_recipes.read(env.home, base)
@@ -230,8 +259,9 @@ def _own(env: Environment, run: Reviewed, numbers: Sequence[int], found: Mapping
     groups = f"failure group{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     why = f"{found['tokens']:,} tokens more for {groups} of run {run.trained.run_key[:12]}"
     return OwnRecipe(
-        base=base, tokens=found["recipe_tokens"], sources=sources, budget_usd=budget if budget_usd is None else budget_usd, why=why[: own_recipes.MAX_WHY]
-    )
+        base=base, tokens=found["recipe_tokens"], sources=sources, mixture=mixture(run, found["weights"]),
+        budget_usd=budget if budget_usd is None else budget_usd, why=why[: own_recipes.MAX_WHY],
+    )  # fmt: skip
 
 
 def _to_land(found: Mapping[str, Any]) -> str:
@@ -265,7 +295,8 @@ def _proposal_lines(found: Mapping[str, Any]) -> list[str]:
     if found["recipe_tokens"] is not None:
         only = f" of {', '.join(map(_plain, found['only_sources']))} only, prepared anew" if found["only_sources"] else ""
         gets = ", ".join(f"{row['gets']:,} of {_plain(row['source'])}" for row in found["sources"] if row["tokens"])
-        lines.append(f"  as a recipe: {found['recipe_tokens']:,} tokens{only} ({found['added_tokens']:+,}; more than the run: {gets})")
+        shares = ", ".join(f"{_plain(s)} {weight / sum(found['weights'].values()):.0%}" for s, weight in found["weights"].items())
+        lines.append(f"  as a recipe: {found['recipe_tokens']:,} tokens{only} ({found['added_tokens']:+,}; more than the run: {gets}), weighed {shares}")
         lines.append(f"  price: {_usd(found['added_usd'])} for the added tokens, {_usd(found['build_usd'])} for the whole build")
     if found["not_priced"] and (found["recipe_tokens"] is not None or found["not_priced"] == ["prepare"]):
         lines.append(f"  not in these prices, because not measured in that run: {', '.join(found['not_priced'])}")

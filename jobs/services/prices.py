@@ -21,7 +21,7 @@ _ONCE = ("evaluate", "review", "register")  # cost the same however many tokens 
 @dataclass(frozen=True)
 class Measured:
     """Prices in ``currency``: per trained token (``train``, ``forecast``: proxies train on a share of the target's tokens), per corpus token
-    (``prepare``), per build (``once``: evaluate, review, register). None: not recorded."""
+    (``prepare``; ``pack``: its last step alone), per build (``once``: evaluate, review, register). None: not recorded."""
 
     run_id: str
     environment: str
@@ -30,17 +30,22 @@ class Measured:
     train: float
     forecast: float | None
     prepare: float | None
+    pack: float | None
     once: Mapping[str, float | None]
 
-    def price(self, tokens: int | None, added: int, prepared: int, to_land: int) -> dict[str, Any]:
+    def price(self, tokens: int | None, added: int, prepared: int, to_land: int, *, packed: int = 0) -> dict[str, Any]:
         """``added_usd``: training (and proxies) of the ``added`` tokens. ``build_usd``: a whole build of ``tokens``, with ``prepared`` corpus tokens
-        prepared anew. ``landing_usd``: preparing ``to_land`` tokens. ``not_priced``: parts that are in none of these, because nobody measured them.
+        prepared and ``packed`` ones only packed anew. ``landing_usd``: preparing ``to_land`` tokens. ``not_priced``: parts that are in none of these,
+        because nobody measured them.
         """
         per_token = self.train + (self.forecast or 0.0)
         missing = [stage for stage, usd in {"forecast": self.forecast, **self.once}.items() if usd is None]
         if self.prepare is None and (prepared or to_land):
             missing.append("prepare")
-        build = None if tokens is None else tokens * per_token + sum(usd or 0.0 for usd in self.once.values()) + prepared * (self.prepare or 0.0)
+        if self.pack is None and packed:
+            missing.append("pack")
+        anew = prepared * (self.prepare or 0.0) + packed * (self.pack or 0.0)
+        build = None if tokens is None else tokens * per_token + sum(usd or 0.0 for usd in self.once.values()) + anew
         return {
             "added_usd": added * per_token if tokens is not None else None, "build_usd": build,
             "landing_usd": to_land * self.prepare if to_land and self.prepare is not None else None, "not_priced": missing,
@@ -50,7 +55,7 @@ class Measured:
         """The prices themselves and where they come from."""
         return {
             "from_run": self.run_id, "environment": self.environment, "currency": self.currency, "train_per_token": self.train,
-            "forecast_per_token": self.forecast, "prepare_per_token": self.prepare, "once": dict(self.once),
+            "forecast_per_token": self.forecast, "prepare_per_token": self.prepare, "pack_per_token": self.pack, "once": dict(self.once),
         }  # fmt: skip
 
 
@@ -71,11 +76,14 @@ def measure(
         return _succeeded(env, charges, keys[stage]) if stage in keys else None
 
     forecast = of_stage("forecast")
-    days = [_succeeded(env, charges, r.run_key) for r in prepared]
-    known = days and None not in days and corpus_tokens
+
+    def per_corpus_token(days: Sequence[StageResult]) -> float | None:
+        usd = [_succeeded(env, charges, day.run_key) for day in days]
+        return sum(d for d in usd if d is not None) / corpus_tokens if usd and None not in usd and corpus_tokens else None
+
     return Measured(
         run["run_id"], env.name, env.prices.currency, env.home, cost / tokens, None if forecast is None else forecast / tokens,
-        sum(d for d in days if d is not None) / corpus_tokens if known else None, {stage: of_stage(stage) for stage in _ONCE},
+        per_corpus_token(prepared), per_corpus_token([day for day in prepared if day.stage == "pack"]), {stage: of_stage(stage) for stage in _ONCE},
     )  # fmt: skip
 
 

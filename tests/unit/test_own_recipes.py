@@ -13,6 +13,7 @@ from jobs import cli, own_recipes, recipes, run
 from jobs.config import STAGES
 from jobs.contract import MoelineError
 from jobs.own_recipes import OwnRecipe
+from models.mixture import Mixture, Phase
 
 MORE = OwnRecipe(base="smoke", tokens=90_112, why="group 0 of v3")
 
@@ -58,6 +59,23 @@ def test_its_identity_is_what_it_asks_for_not_its_name_or_reason(tmp_path):
     assert {s for s in STAGES if c.config_hash(s) != a.config_hash(s)} == {"forecast", "train"}
     # More tokens of the same sources read the corpus that is there; other sources are another corpus.
     assert a.config_hash("pack") == smoke.config_hash("pack") != d.config_hash("pack")
+
+
+def test_a_mixture_is_kept_reaches_target_and_proxies_and_packs_sources_apart(tmp_path):
+    mixture = Mixture(phases=(Phase(weights=(("docs", 3), ("web\N{SNOWMAN}", 0.5))),), max_epochs=(("*", 1.0), ("docs", 2)))
+    own = replace(MORE, mixture=mixture)
+    assert own_recipes.save(tmp_path, "weighed", own) and own_recipes.read(tmp_path, "weighed") == own and not own_recipes.save(tmp_path, "weighed", own)
+    written = json.loads((tmp_path / "recipes" / "weighed.json").read_text())
+    assert written["mixture"] == {"weights": {"docs": 3, "web\N{SNOWMAN}": 0.5}, "max_epochs": {"*": 1.0, "docs": 2}}
+    made = recipes.load("weighed", home=tmp_path)
+    assert made.pack.separate_sources and {t.mixture for t in (made.train, *made.proxies)} == {mixture}
+    own_recipes.save(tmp_path, "plain", MORE)
+    plain = recipes.load("plain", home=tmp_path)
+    assert {s for s in STAGES if made.config_hash(s) != plain.config_hash(s)} == {"pack", "forecast", "train"}
+    assert "mixture" not in json.loads((tmp_path / "recipes" / "plain.json").read_text()) and not plain.train.mixture
+    assert "weighed docs 86%, web\N{SNOWMAN} 14%" in own_recipes.render(own_recipes.listing(tmp_path))
+    with pytest.raises(MoelineError, match="2 phases"):
+        replace(MORE, mixture=Mixture(phases=(Phase(weights=(("a", 1),), share=0.5),) * 2))
 
 
 def test_saving_the_same_again_changes_nothing_and_another_content_is_refused(tmp_path):
@@ -122,6 +140,15 @@ BAD_FIELDS = [
     ('"sources": []', "sources"), ('"sources": ["b", "a"]', "sorted"), ('"sources": ["a", "a"]', "sorted"), ('"sources": ["../a"]', "no name of a folder"),
     ('"sources": [1]', "no name of a folder"), ('"sources": [[]]', "no name of a folder"), ('"sources": ["a\\u001b[2J"]', "no name of a folder"),
     ('"budget_usd": 0', "budget_usd"), ('"budget_usd": 1e999', "budget_usd"), ('"budget_usd": true', "budget_usd"), ('"budget_usd": "1"', "budget_usd"),
+    *(
+        (f'"mixture": {raw}', "mixture must be an object")
+        for raw in ("[]", '"x"', "{}", '{"weights": []}', '{"weights": {"a": "1"}}', '{"weights": {"a": true}}')
+    ),
+    ('"mixture": {"weights": {"a": 1}, "phases": []}', "mixture must be an object"), ('"mixture": {"weights": {"a": -1}}', "mixture cannot be used"),
+    ('"mixture": {"weights": {}}', "mixture cannot be used"), ('"mixture": {"weights": {"a": 0}}', "not all 0"),
+    ('"mixture": {"weights": {"a": 1e999}}', "finite"),
+    ('"mixture": {"weights": {"a": 1}, "max_epochs": {"a": 0}}', "max_epochs must be above 0"),
+    ('"mixture": {"weights": {"a\\u001b": 1}}', "printable"), ('"mixture": {"weights": {"": 1}}', "printable"),
     ('"why": ["x"]', "why"), ('"why": "\\u001b]0;x\\u0007"', "why"),
 ]  # fmt: skip
 

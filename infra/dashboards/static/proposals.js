@@ -28,7 +28,7 @@ function group(g) {
     el("h3", null, "What to train on"),
     cells(["Source", "Proposed", "In the corpus, untrained", "To be landed", "More in the recipe"], p.sources.map((s) => [s.source || "one that is not there yet", count(s.wanted), count(s.left), count(s.to_land), made ? count(s.gets) : MISSING])),
     made
-      ? el("p", null, `As a recipe: ${count(p.recipe_tokens)} tokens, ${count(p.added_tokens)} more than this run. ${usd(p.added_usd)} for the added ones, ${usd(p.build_usd)} for the whole build.${missing(p)}`)
+      ? el("p", null, `As a recipe: ${count(p.recipe_tokens)} tokens, ${count(p.added_tokens)} more than this run. ${usd(p.added_usd)} for the added ones, ${usd(p.build_usd)} for the whole build. ${shares(p.weights)}${missing(p)}`)
       : el("p", null, "The corpus holds nothing like it that this run has not trained on: land text first."),
     isNumber(p.landing_usd) && el("p", null, `Preparing what is landed: ${usd(p.landing_usd)}.`),
     g.command && copyable(g.command),
@@ -37,6 +37,11 @@ function group(g) {
       ? cells(["Likeness", "Source", "Document", "Licence"], g.nearest_documents.map((d) => [d.cosine.toFixed(2), d.source, d.uri, d.licence ?? MISSING]))
       : el("p", { class: "empty" }, "None of the sampled documents has a word in common with them."),
   );
+}
+
+function shares(weights) {
+  const total = Object.values(weights).reduce((sum, one) => sum + one, 0);
+  return `Weighed ${Object.entries(weights).map(([source, one]) => `${source} ${percent(one / total, 0)}`).join(", ")}.`;
 }
 
 const missing = (p) => (p.not_priced.length ? ` Not in these prices, because not measured in this run: ${p.not_priced.join(", ")}.` : "");
