@@ -97,8 +97,10 @@ def test_items_that_stand_in_training_are_flagged(prepared):
 def test_items_whose_words_are_left_in_training_are_kept_apart_by_the_rule_of_their_benchmark(prepared, output):
     tools, inputs = prepared
     rows = [r for r in item_rows() if r["benchmark"] == "docstring"]
-    answered = [r["item_id"] for r in output.tables["responses"].to_pylist() if r["benchmark"] == "docstring"]
-    by_ngram, by_share, over_days, gone = answered[:4]
+    answers = [r for r in output.tables["responses"].to_pylist() if r["benchmark"] == "docstring"]
+    by_tokens = {r["item_id"] for r in answers if json.loads(r["item"])["contaminated"]}
+    by_ngram, by_share, over_days, gone = [r["item_id"] for r in answers if r["item_id"] not in by_tokens][:4]
+    apart = by_tokens | {by_share, over_days}
 
     def listed(item_id, rule, left, acts, day="2026-11-01"):
         return {
@@ -115,13 +117,13 @@ def test_items_whose_words_are_left_in_training_are_kept_apart_by_the_rule_of_th
     given = {**inputs, "benchmark_items": ds.dataset(table("benchmark_items", rows)), "contaminated_items": ds.dataset(table("contaminated_items", found))}
     dirty = evaluate.run(replace(CONFIG, suite=suite), given, tools)
     before, after = ({r["item_id"]: r for r in o.tables["responses"].to_pylist() if r["benchmark"] == "docstring"} for o in (clean, dirty))
-    assert {i: json.loads(r["item"])["contaminated"] for i, r in after.items()} == {i: i in (by_share, over_days) for i in before}
+    assert {i: json.loads(r["item"])["contaminated"] for i, r in after.items()} == {i: i in apart for i in before}
     assert [json.loads(after[i]["item"])["found_by"] for i in (by_ngram, by_share, over_days, gone)] == [["ngram"], ["share"], ["share"], []]
-    assert dirty.metrics["contaminated_by"] == {"tokens": 0, "ngram": 1, "share": 2}
+    assert dirty.metrics["contaminated_by"] == {"tokens": len(by_tokens), "ngram": 1, "share": 2}
     row = next(r for r in dirty.tables["scores"].to_pylist() if r["benchmark"] == "docstring")
     same = next(r for r in clean.tables["scores"].to_pylist() if r["benchmark"] == "docstring")
-    rights = [r["correct"] for i, r in before.items() if i not in (by_share, over_days)]
-    assert (row["n_contaminated"], same["n_contaminated"]) == (2, 0) and row["accuracy_clean"] == pytest.approx(sum(rights) / len(rights))
+    rights = [r["correct"] for i, r in before.items() if i not in apart]
+    assert (row["n_contaminated"], same["n_contaminated"]) == (len(apart), len(by_tokens)) and row["accuracy_clean"] == pytest.approx(sum(rights) / len(rights))
     assert {k: v for k, v in row.items() if k not in ("n_contaminated", "accuracy_clean")} == {
         k: v for k, v in same.items() if k not in ("n_contaminated", "accuracy_clean")
     }
