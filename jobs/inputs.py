@@ -17,7 +17,7 @@ from expectations.tables import TABLES
 from jobs.config import WRITERS, Recipe
 from jobs.contract import MoelineError, TableVersion
 from jobs.environment import Environment
-from jobs.services import delta, results
+from jobs.services import delta, results, tombstones
 from jobs.services.landing import LandedFile
 from jobs.services.landing import files as landed_files
 
@@ -31,10 +31,11 @@ class Inputs:
     interval: str | None
     configs: dict[str, str]
     landing: tuple[LandedFile, ...] = ()
+    forgotten: tombstones.Forgotten | None = None
 
     def open(self, env: Environment, module: ModuleType, tools: Any) -> dict[str, Any]:
         """The rows themselves: Spark DataFrames or Arrow datasets by the stage's ENGINE; None for a table nobody wrote yet."""
-        opened: dict[str, Any] = {"landing": list(self.landing)} if self.landing else {}
+        opened: dict[str, Any] = {"landing": list(self.landing), "forgotten": self.forgotten} if self.landing else {}
         for name, scope in module.READS.items():
             text = self.versions.get(name)
             opened[name] = None
@@ -81,6 +82,7 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
             raise MoelineError(f"Stage {stage} reads {name}{where}, which stage {writer} has not written yet. Run `moeline stage {writer}` first.")
     identity = {name: version for name, version in versions.items() if module.READS[name] != "other_intervals"}
     landing: tuple[LandedFile, ...] = ()
+    forgotten = None
     if stage == "ingest":
         landing = landed_files(env, str(interval))
         if not landing:
@@ -89,7 +91,10 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
             )
         identity = {f"landing/{file.relative}": file.sha256 for file in landing}
         versions = {"landing": hashlib.sha256("".join(f"{f.relative}\0{f.sha256}\n" for f in landing).encode()).hexdigest()[:16]}
-    return Inputs(versions, identity, interval, configs, landing)
+        forgotten = tombstones.forgotten(env)
+        if without := tombstones.digest(env, interval):  # other days keep their identity
+            identity["forgotten"] = versions["forgotten"] = without
+    return Inputs(versions, identity, interval, configs, landing, forgotten)
 
 
 def _open(env: Environment, name: str, where: dict[TableVersion, list[str]], engine: str, tools: Any) -> Any:

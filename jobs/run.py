@@ -68,7 +68,7 @@ def _recorded(env: Environment, stage: str, key: str) -> StageResult | None:
     """The recorded result of this work, if it still holds."""
     found = results.find(env, stage, key)
     if found is not None and stale.must_be_done_again(env, stage, found):
-        _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies that another day no longer keeps")
+        _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies or benchmark items that another day no longer keeps")
         return None
     return found
 

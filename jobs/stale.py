@@ -1,4 +1,4 @@
-"""Which data days must be done again because another day changed after them, or because the recipe did.
+"""Which data days must be done again because another day changed after them, the recipe did, or a document was forgotten.
 
 A day drops a document because another day kept its like. When that other day is prepared again (other files, other code) and no longer
 keeps it, the text is in no day at all: the dropping day is stale. Running its deduplication again finds that out by itself and does not
@@ -8,27 +8,37 @@ Change here: what makes a day stale. Not here: which copy survives (jobs/stages/
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.config import PREPARE_STAGES, Recipe
-from jobs.contract import StageResult
+from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
-from jobs.services import delta, results
+from jobs.services import delta, results, tombstones
+
+_CHAIN = {"clean": "documents", "deduplicate": "clean_documents", "decontaminate": "unique_documents", "pack": "training_documents"}
+_DOC_ID_LENGTH = 32
 
 
 @dataclass(frozen=True)
 class StaleDay:
     """``lost``: how many documents it dropped for documents of which days that these no longer keep. ``other_rules``: the recipe has
-    changed since, and no day of the new one stands in its place."""
+    changed since, and no day of the new one stands in its place. ``forgotten``: documents it held when they were forgotten. ``items``:
+    documents it dropped for benchmark items made of forgotten documents."""
 
     interval: str
     lost: dict[str, int] = field(default_factory=dict)
     other_rules: bool = False
+    forgotten: int = 0
+    items: int = 0
 
     def why(self) -> str:
-        reasons = [f"{n} documents were dropped for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
-        return "; ".join(["it was prepared with other rules", *reasons] if self.other_rules else reasons)
+        reasons = ["it was prepared with other rules"] if self.other_rules else []
+        reasons += [f"{n} documents were dropped for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
+        reasons += [f"{self.forgotten} of its documents were forgotten on request"] if self.forgotten else []
+        reasons += [f"{self.items} documents were dropped for benchmark items of a forgotten document"] if self.items else []
+        return "; ".join(reasons)
 
 
 def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
@@ -40,7 +50,56 @@ def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
     for day, result in _newest(env, recipe.config_hash("deduplicate")).items():
         if lost := lost_copies(env, result):
             found[day] = StaleDay(day, lost, other_rules=day in found)
+    if requests := tombstones.requests(env):
+        recorded = [_of_recipe(env, recipe, stage) for stage in PREPARE_STAGES]
+        forgotten_of = _held(env, requests, recorded)
+        items_of = _dropped_for_items(env, requests, recorded[PREPARE_STAGES.index("decontaminate")])
+        for day in {*forgotten_of, *items_of}:
+            found[day] = replace(found.get(day, StaleDay(day)), forgotten=forgotten_of.get(day, 0), items=items_of.get(day, 0))
     return [found[day] for day in sorted(found)]
+
+
+def _of_recipe(env: Environment, recipe: Recipe, stage: str) -> dict[str, StageResult]:
+    """Day -> newest result of a stage that the recipe, as it is now or was before, has recorded or shares with another one."""
+    config = recipe.config_hash(stage)
+    return {str(r.interval): r for r in results.of_stage(env, stage) if r.interval and (r.recipe == recipe.name or r.config_hash == config)}
+
+
+def _held(env: Environment, requests: Sequence[tombstones.Request], recorded: Sequence[Mapping[str, StageResult]]) -> dict[str, int]:
+    """Day -> forgotten documents it held, where the newest result of any stage was made before they were forgotten."""
+    asked = sorted({day for request in requests for day in request.days})
+    days = [day for day in asked if not all(is_without_forgotten(env, stage[day]) for stage in recorded if day in stage)]
+    return {day: len(tombstones.of_day(env, day)) for day in days}
+
+
+def _dropped_for_items(env: Environment, requests: Sequence[tombstones.Request], newest: Mapping[str, StageResult]) -> dict[str, int]:
+    doc_ids = frozenset(doc_id for request in requests for doc_id in request.places if is_held_out(doc_id))
+    return {day: n for day, result in newest.items() if doc_ids and (n := dropped_for_items(env, result, doc_ids))}
+
+
+def is_without_forgotten(env: Environment, result: StageResult) -> bool:
+    """Whether a day's rows come from an ingest that let nothing through of what the day is asked to forget."""
+    try:
+        while result.stage != "ingest":
+            result = results.writer_of(env, TableVersion.parse(result.inputs[_CHAIN[result.stage]]))
+    except (MoelineError, KeyError):  # its origin is not recorded here
+        return False
+    return result.inputs.get("forgotten", "") == tombstones.digest(env, result.interval)
+
+
+def _dropped_for_items(env: Environment, recipe: Recipe, day: str, forgotten: frozenset[str]) -> int:
+    newest = [r for r in _of_recipe(env, recipe, "decontaminate") if r.interval == day][-1:]
+    return sum(dropped_for_items(env, r, forgotten) for r in newest)
+
+
+def dropped_for_items(env: Environment, result: StageResult, forgotten: frozenset[str]) -> int:
+    """Documents that this decontamination dropped for own-data items of forgotten documents (an item's id begins with its document's)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    hits = delta.dataset(env, result.table("contamination"), where_in=[str(result.interval)]).to_table(columns=["doc_id", "item_id"])
+    named = pc.is_in(pc.utf8_slice_codeunits(hits["item_id"], 0, _DOC_ID_LENGTH), pa.array(sorted(forgotten), pa.string()))
+    return len(pc.unique(hits.filter(named)["doc_id"]))
 
 
 def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
@@ -70,6 +129,8 @@ def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
 
 def must_be_done_again(env: Environment, stage: str, found: StageResult) -> bool:
     """Whether a recorded result no longer holds although nothing it is identified by has changed."""
+    if stage == "decontaminate":
+        return bool(_dropped_for_items(env, tombstones.requests(env), {str(found.interval): found}))
     return stage == "deduplicate" and bool(lost_copies(env, found))
 
 
@@ -81,7 +142,7 @@ def _newest(env: Environment, config: str) -> dict[str, StageResult]:
 def summary(env: Environment, recipe: Recipe) -> dict[str, Any]:
     """What ``moeline stale --json`` prints."""
     found = stale_days(env, recipe)
-    return {"recipe": recipe.name, "stale": [{"interval": d.interval, "lost": d.lost, "other_rules": d.other_rules, "why": d.why()} for d in found]}
+    return {"recipe": recipe.name, "stale": [{**asdict(day), "why": day.why()} for day in found]}
 
 
 def render(found: dict[str, Any]) -> str:

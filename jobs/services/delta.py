@@ -176,7 +176,13 @@ def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] 
     if not files or where_in == []:
         return ds.dataset(schema.empty_table())
     partitioning = ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive") if partition else None
-    return ds.dataset(sorted(files), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, version.name))
+    try:
+        return ds.dataset(sorted(files), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, version.name))
+    except FileNotFoundError:
+        raise MoelineError(
+            f"{version} can no longer be read: files of it held a document that was forgotten (`moeline forget`) and are removed. Read the newest version; "
+            "`moeline stale` lists the days to prepare again."
+        ) from None
 
 
 def rows(env: Environment, name: str) -> list[dict[str, Any]]:

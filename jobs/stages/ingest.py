@@ -1,5 +1,6 @@
 """Ingest: the files that landed for one day -> ``documents``; what cannot be read -> ``quarantine``, with reason and offset.
 
+A record that a person asked to forget (`moeline forget`) is a row of ``quarantine`` without its bytes, wherever it lands again.
 Change here: ids, what counts as the same record, metrics. Not here: file formats (jobs/services/readers.py), which files a day
 has (jobs/inputs.py), columns (expectations/tables.py).
 """
@@ -23,6 +24,7 @@ REVISION = 2
 _BATCH_BYTES = 4 << 20
 _MAX_TASKS = 256
 _RECORDS = "doc_id string, source string, uri string, licence string, text string, n_bytes bigint, landed_file string, offset bigint, error string, raw binary"
+_FORGOTTEN = "forgotten on request"
 _REPEATED = "repeated record: same source, uri and text as an earlier one of the day"
 
 
@@ -35,7 +37,7 @@ def run(config: IngestConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
     """Read every landed file once; never fails because of content.
 
     Args:
-        inputs: ``landing`` is a list of files with ``path``, ``source`` and ``relative``.
+        inputs: ``landing`` is a list of files with ``path``, ``source`` and ``relative``; ``forgotten`` (or None) names ``doc_ids`` and ``uris``.
 
     Raises:
         MoelineError: no file landed for the day (and the configured sources).
@@ -53,7 +55,9 @@ def run(config: IngestConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
         )
     tools.progress(0, len(files), "reading files")
     descriptors = tools.spark.createDataFrame([(x.path, x.source, x.relative) for x in files], "path string, source string, relative string")
-    read_files = partial(_read_files, text_column=config.text_column, max_bytes=config.max_document_bytes)
+    forgotten = inputs.get("forgotten")
+    refused = (forgotten.doc_ids, forgotten.uris) if forgotten else (frozenset(), frozenset())
+    read_files = partial(_read_files, text_column=config.text_column, max_bytes=config.max_document_bytes, refused=refused)
     records = tools.materialise(descriptors.repartition(min(len(files), _MAX_TASKS)).mapInArrow(read_files, _RECORDS))
     tools.progress(len(files), len(files), "files read")
 
@@ -94,20 +98,22 @@ def _metrics(n_files: int, records: Any, repeated: int, repeated_bytes: int) -> 
     }
 
 
-def _read_files(batches: Iterable[Any], *, text_column: str, max_bytes: int) -> Iterator[Any]:
-    """Arrow batches of file descriptors -> Arrow batches of records, each of bounded size."""
+def _read_files(batches: Iterable[Any], *, text_column: str, max_bytes: int, refused: tuple[frozenset[str], frozenset[str]]) -> Iterator[Any]:
+    """Arrow batches of file descriptors -> Arrow batches of records, each of bounded size. ``refused``: doc_ids, and sha256 of uris."""
     for batch in batches:
         for file in batch.to_pylist():
             records = read(file["path"], file["relative"], text_column=text_column, max_bytes=max_bytes)
-            yield from _batched(_row(record, file) for record in records)
+            yield from _batched(_row(record, file, *refused) for record in records)
 
 
-def _row(record: Record, file: Mapping[str, str]) -> tuple[Any, ...]:
+def _row(record: Record, file: Mapping[str, str], doc_ids: frozenset[str], uris: frozenset[str]) -> tuple[Any, ...]:
     where = (file["relative"], record.offset)
     if record.error is not None:
         return (None, file["source"], None, None, None, None, *where, record.error, record.raw[:RAW_BYTES])
     n_bytes = len(record.text) if record.text.isascii() else len(record.text.encode())
     identity = doc_id(file["source"], record.uri, record.text)
+    if identity in doc_ids or (uris and hashlib.sha256(record.uri.encode()).hexdigest() in uris):
+        return (None, file["source"], None, None, None, None, *where, _FORGOTTEN, b"")
     return (identity, file["source"], record.uri, record.licence, record.text, n_bytes, *where, None, None)
 
 

@@ -19,6 +19,7 @@ from jobs.config import IngestConfig
 from jobs.contract import MoelineError
 from jobs.services.landing import LandedFile
 from jobs.services.spark import cast_to_table
+from jobs.services.tombstones import Forgotten, hidden
 from jobs.stages import ingest
 
 DAY = "2026-11-01"
@@ -39,8 +40,8 @@ def zst(content: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(content)
 
 
-def ingested(files: list[LandedFile], tools, config: IngestConfig | None = None):
-    output = ingest.run(config or IngestConfig(), {"landing": files}, tools)
+def ingested(files: list[LandedFile], tools, config: IngestConfig | None = None, forgotten: Forgotten | None = None):
+    output = ingest.run(config or IngestConfig(), {"landing": files, "forgotten": forgotten}, tools)
     tables = {name: cast_to_table(frame, TABLES[name], DAY).toArrow().to_pylist() for name, frame in output.tables.items()}
     return tables["documents"], tables["quarantine"], output.metrics
 
@@ -133,6 +134,19 @@ def test_a_record_landed_twice_stays_once_the_first_by_file_and_offset(tmp_path,
     assert metrics["documents"] == 4
     assert metrics["bytes"] == sum(d["n_bytes"] for d in documents)
     assert metrics["quarantine_reasons"] == {"repeated record": 2}
+
+
+def test_what_was_forgotten_does_not_come_in_again_and_leaves_no_bytes(tmp_path, tools):
+    row = {"text": "a secret", "uri": "u:1"}
+    files = [
+        land(tmp_path, "web", "a.jsonl", jsonl({"text": "stays", "uri": "u:0"}, row, row, {"text": "another text", "uri": " u:2 "})),
+        land(tmp_path, "docs", "a.jsonl", jsonl(row)),  # another source is another document
+    ]
+    forgotten = Forgotten(frozenset({ingest.doc_id("web", "u:1", "a secret")}), frozenset({hidden("u:2")}))
+    documents, quarantine, metrics = ingested(files, tools, forgotten=forgotten)
+    assert sorted((d["source"], d["text"]) for d in documents) == [("docs", "a secret"), ("web", "stays")]
+    assert [(q["file"], q["error"], q["raw"]) for q in quarantine] == [(f"web/{DAY}/a.jsonl", "forgotten on request", b"")] * 3
+    assert (metrics["documents"], metrics["quarantine_reasons"]) == (2, {"forgotten on request": 3})
 
 
 def test_only_the_configured_sources_are_read(good_files, tools):
