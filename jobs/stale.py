@@ -87,11 +87,6 @@ def is_without_forgotten(env: Environment, result: StageResult) -> bool:
     return result.inputs.get("forgotten", "") == tombstones.digest(env, result.interval)
 
 
-def _dropped_for_items(env: Environment, recipe: Recipe, day: str, forgotten: frozenset[str]) -> int:
-    newest = [r for r in _of_recipe(env, recipe, "decontaminate") if r.interval == day][-1:]
-    return sum(dropped_for_items(env, r, forgotten) for r in newest)
-
-
 def dropped_for_items(env: Environment, result: StageResult, forgotten: frozenset[str]) -> int:
     """Documents that this decontamination dropped for own-data items of forgotten documents (an item's id begins with its document's)."""
     import pyarrow as pa
