@@ -11,10 +11,10 @@ text are no lines (datatrove counts two such blanks as one duplicate line).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from jobs.stages.rules.features import Features, share
+from jobs.stages.rules.ngrams import Ngrams
 from jobs.stages.rules.rule import Rule
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
@@ -87,52 +87,27 @@ def duplicate_paragraph_char_share(features: Features) -> float:
     return share(duplicates(features.paragraphs)[1], len(features.text))
 
 
+def _ngrams(features: Features) -> Ngrams:
+    return features.once("ngrams", lambda: Ngrams(features.words, features.word_counts))
+
+
 def top_ngram_char_share(features: Features, n: int) -> float:
     """Characters (inner spaces included) in all copies of the most frequent n-gram, the first one among equals, over the text's."""
-    counts = Counter(zip(*(features.words[i:] for i in range(n)), strict=False))
-    if not counts:
+    if len(features.words) < n:
         return 0.0
-    top = max(counts, key=counts.__getitem__)
-    return share((sum(map(len, top)) + n - 1) * counts[top], len(features.text))
+    found = _ngrams(features).of(n)
+    place, count = found.most_frequent() if len(found.places) else (0, 1)  # nothing repeats: the first one is the most frequent
+    return share((_ngrams(features).n_chars(place, n) + n - 1) * count, len(features.text))
+
+
+def duplicate_ngram_char_share(features: Features, n: int) -> float:
+    """Characters of n-grams that repeat an earlier one, overlaps counted once, over the text's."""
+    return share(_ngrams(features).n_chars(_ngrams(features).of(n).repeats(), n), len(features.text))
 
 
 def duplicate_ngram_char_shares(features: Features, sizes: Sequence[int]) -> dict[int, float]:
-    """Per n, characters of n-grams that repeat an earlier one, overlaps counted once, over the text's.
-
-    The scan is left to right and jumps over a repeat. Only places whose n-gram occurs twice can matter, and those are among the
-    places of the next smaller n: so the counting runs at C speed and the Python loop visits repeats only.
-    """
-    word_list = features.words
-    shares = dict.fromkeys(sizes, 0.0)
-    places: Sequence[int] = range(max(0, len(word_list) - min(sizes) + 1))
-    for n in sorted(sizes):
-        last = len(word_list) - n
-        if isinstance(places, range):
-            grams = list(zip(*(word_list[i:] for i in range(n)), strict=False))
-        else:
-            places = [i for i in places if i <= last]
-            grams = [tuple(word_list[i : i + n]) for i in places]
-        if len(set(grams)) == len(grams):
-            break  # nothing repeats at n, so nothing repeats at n + 1
-        counts = Counter(grams)
-        repeated = [(i, gram) for i, gram in zip(places, grams, strict=True) if counts[gram] > 1]
-        shares[n] = share(_repeated_chars(repeated, n), len(features.text))
-        places = [i for i, _ in repeated]
-    return shares
-
-
-def _repeated_chars(repeated: Sequence[tuple[int, tuple[str, ...]]], n: int) -> int:
-    seen: set[tuple[str, ...]] = set()
-    chars = free_from = 0
-    for i, gram in repeated:
-        if i < free_from:
-            continue
-        if gram in seen:
-            chars += sum(map(len, gram))
-            free_from = i + n
-        else:
-            seen.add(gram)
-    return chars
+    """The same for several n."""
+    return {n: duplicate_ngram_char_share(features, n) for n in sizes}
 
 
 def quality_rules(
@@ -166,13 +141,12 @@ def repetition_rules(
     max_duplicate_ngram_chars: Sequence[tuple[int, float]] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
 ) -> tuple[Rule, ...]:  # fmt: skip
     """Rae et al. 2021, table A1."""
-    sizes = tuple(n for n, _ in max_duplicate_ngram_chars)
 
     def top(n: int):
         return lambda features: top_ngram_char_share(features, n)
 
     def duplicate(n: int):
-        return lambda features: features.once("duplicate_ngrams", lambda: duplicate_ngram_char_shares(features, sizes))[n]
+        return lambda features: duplicate_ngram_char_share(features, n)
 
     return (
         Rule("gopher_repetition.duplicate_line_share", duplicate_line_share, maximum=max_duplicate_lines),
