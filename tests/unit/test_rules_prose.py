@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from jobs.contract import MoelineError
 from jobs.stages import rules
 from jobs.stages.rules import fineweb, gopher
-from jobs.stages.rules.features import Features
+from jobs.stages.rules.features import _WORD, Features
 
 TEN_WORDS = "the quick brown foxes jumps over lazy dogs every morning"  # 47 letters
 PROSE = ("gopher_quality", "gopher_repetition", "fineweb")
@@ -134,6 +136,22 @@ def test_the_fast_ngram_scan_equals_its_definition(words):
     features = Features(" ".join(words))
     shares = gopher.duplicate_ngram_char_shares(features, (5, 6, 7, 8, 9, 10))
     assert shares == {n: literal_duplicate_share(features.words, n, len(features.text)) for n in (5, 6, 7, 8, 9, 10)}
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from("ab9._-,'( \n\t\x0b\x1c\x85\xa0\u2003\u2028\u200b\u3000"), st.characters()), max_size=60))
+def test_words_are_those_of_the_pattern_on_the_whole_text(text):
+    """Pieces between white space are split apart and remembered, which is right only while no word reaches over white space."""
+    for _ in range(2):
+        assert Features(text).words == _WORD.findall(text)
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc", "."]), max_size=60), st.integers(2, 4))
+def test_the_most_frequent_ngram_is_the_first_among_equals(words, n):
+    features = Features(" ".join(words))
+    counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    top = max(counts, key=counts.__getitem__, default=())
+    expected = len(" ".join(top)) * counts[top] / len(features.text) if top else 0.0
+    assert gopher.top_ngram_char_share(features, n) == expected
 
 
 @given(st.lists(st.text(alphabet="ab", max_size=2), max_size=12))

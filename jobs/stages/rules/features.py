@@ -11,11 +11,28 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:(?:[^\w\s.,:<>=/-]|[._])+[^\W_]+|[,:<>=/-]\d[^\W_]*)*|\.{2,}|-{2,}|[^\w\s]|_")
+_LONG_PIECE, _MOST_PIECES = 64, 1 << 17  # characters of a piece worth remembering; pieces remembered, some 20 MB
 _LETTER = re.compile(r"[^\W\d_]")
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
+
+
+class _Pieces(dict[str, tuple[str, ...]]):
+    """The words of every piece between white space, split once: no word reaches over white space, and pieces recur from text to text."""
+
+    def __missing__(self, piece: str) -> tuple[str, ...]:
+        words = tuple(_WORD.findall(piece))
+        if len(piece) <= _LONG_PIECE:
+            if len(self) >= _MOST_PIECES:
+                self.clear()
+            self[piece] = words
+        return words
+
+
+_WORDS_OF = _Pieces()
 
 
 class Features:
@@ -57,7 +74,7 @@ class Features:
     @property
     def words(self) -> list[str]:
         """Words in order, punctuation marks included."""
-        return self.once("words", lambda: _WORD.findall(self.text))
+        return self.once("words", lambda: list(chain.from_iterable(map(_WORDS_OF.__getitem__, self.text.split()))))
 
     @property
     def word_counts(self) -> Counter[str]:

@@ -45,12 +45,13 @@ class Ngrams:
     """The repeated n-grams of a document by size, each made from the one before when first asked for."""
 
     def __init__(self, words: Sequence[str], counts: Mapping[str, int]):
-        """``counts`` has every word as a key."""
+        """``counts``: how often every word occurs."""
         index = dict(zip(counts, range(len(counts)), strict=True))
         self._distinct = len(index)
         self._ids = np.fromiter(map(index.__getitem__, words), np.int64, len(words))
         self._starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.fromiter(map(len, counts), np.int64, len(counts))[self._ids])))
-        self._made = [_repeated(1, np.arange(len(words)), self._ids)]
+        times = np.fromiter(counts.values(), np.int64, len(counts))
+        self._made = [_numbered(1, np.arange(len(words)), self._ids, times)]
 
     def of(self, n: int) -> Repeated:
         while len(self._made) < n:
@@ -73,8 +74,14 @@ def _repeated(n: int, places: np.ndarray, keys: np.ndarray) -> Repeated:
     ordered = keys[order]
     first = np.flatnonzero(ordered[1:] != ordered[:-1])
     lengths = np.diff(first, prepend=-1, append=len(keys) - 1)
-    twice = lengths > 1
     number = np.empty(len(keys), np.int64)
-    number[order] = np.repeat(np.where(twice, np.cumsum(twice) - 1, -1), lengths)
-    left = np.flatnonzero(number >= 0)
-    return Repeated(n, places[left], number[left], lengths[twice])
+    number[order] = np.repeat(np.arange(len(lengths)), lengths)
+    return _numbered(n, places, number, lengths)
+
+
+def _numbered(n: int, places: np.ndarray, numbers: np.ndarray, counts: np.ndarray) -> Repeated:
+    """The places whose n-gram occurs twice; what is left is numbered anew, in the same order."""
+    twice = counts > 1
+    renumbered = np.where(twice, np.cumsum(twice) - 1, -1)[numbers]
+    left = np.flatnonzero(renumbered >= 0)
+    return Repeated(n, places[left], renumbered[left], counts[twice])
