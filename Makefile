@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare up down status clean lock
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -12,7 +12,7 @@ bin := .venv/bin
 help: ## This text
 	@echo "moeline: from raw text to a registered mixture-of-experts model. Needs Python 3.11 or 3.12, a JDK 17 or 21, make."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  Afterwards: .venv/bin/moeline --help"
 
@@ -39,6 +39,9 @@ bench: setup ## Measure the fixed costs
 
 bench-eval: setup ## Measure scoring beside lm_eval's hf backend (BENCH_TOKENS=1500 per task)
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_eval.py -s -q -o python_files='bench_*.py'
+
+bench-prepare: setup ## Measure filters and deduplication beside datatrove (BENCH_PREPARE_MB=300; reads installed distributions)
+	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_prepare.py -s -q -o python_files='bench_*.py' -o timeout=7200
 
 up: setup ## Start the platform
 	@$(bin)/moeline up
