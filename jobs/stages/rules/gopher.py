@@ -45,6 +45,8 @@ def bullet_line_share(features: Features) -> float:
 
 
 def ellipsis_line_share(features: Features) -> float:
+    if not any(mark in features.text for mark in _ELLIPSES):  # nearly all texts
+        return 0.0
     return share(sum(line.rstrip().endswith(_ELLIPSES) for line in features.lines), len(features.lines))
 
 
@@ -66,25 +68,35 @@ def duplicates(parts: Sequence[str]) -> tuple[int, int]:
     return len(parts) - len(distinct), sum(map(len, parts)) - sum(map(len, distinct))
 
 
-def _unblanked_lines(features: Features) -> list[str]:
-    return [line for line in features.text.split("\n") if line]
+def _line_repeats(features: Features) -> tuple[int, int, int]:
+    """Lines that are not empty, how many of them repeat an earlier one, and the characters of those."""
+
+    def counted() -> tuple[int, int, int]:
+        lines = [line for line in features.text.split("\n") if line]
+        return len(lines), *duplicates(lines)
+
+    return features.once("line_repeats", counted)
+
+
+def _paragraph_repeats(features: Features) -> tuple[int, int]:
+    return features.once("paragraph_repeats", lambda: duplicates(features.paragraphs))
 
 
 def duplicate_line_share(features: Features) -> float:
-    lines = _unblanked_lines(features)
-    return share(duplicates(lines)[0], len(lines))
+    n_lines, n_repeats, _ = _line_repeats(features)
+    return share(n_repeats, n_lines)
 
 
 def duplicate_line_char_share(features: Features) -> float:
-    return share(duplicates(_unblanked_lines(features))[1], len(features.text))
+    return share(_line_repeats(features)[2], len(features.text))
 
 
 def duplicate_paragraph_share(features: Features) -> float:
-    return share(duplicates(features.paragraphs)[0], len(features.paragraphs))
+    return share(_paragraph_repeats(features)[0], len(features.paragraphs))
 
 
 def duplicate_paragraph_char_share(features: Features) -> float:
-    return share(duplicates(features.paragraphs)[1], len(features.text))
+    return share(_paragraph_repeats(features)[1], len(features.text))
 
 
 def _ngrams(features: Features) -> Ngrams:
