@@ -276,9 +276,9 @@ def test_prepare_beside_datatrove(tmp_path: Path) -> None:
     best = {name: min(found, key=lambda run: run["cpu"]) for name, found in runs.items()}
     growth = {key: best["ours"][key] / best["small"][key] for key in ("wall", "cpu", "peak_mb")} | {"data": mb / sizes["small"]["mb"]}
     ratios = {key: best["datatrove"][key] / best["ours"][key] for key in ("wall", "cpu", "peak_mb")}
-    compared = differences(root / "whole", root / "ours-out", root / "datatrove-out")
     print(f"datatrove / moeline: {ratios['cpu']:.2f} x CPU seconds, {ratios['wall']:.2f} x wall, {ratios['peak_mb']:.2f} x peak memory")
     print(f"{growth['data']:.1f} x the data: {growth['wall']:.2f} x wall, {growth['cpu']:.2f} x CPU, {growth['peak_mb']:.2f} x peak memory")
+    compared = differences(root / "whole", root / "ours-out", root / "datatrove-out")
     print(json.dumps(compared, indent=1))
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"sizes": sizes, "runs": runs, "ratios": ratios, "growth": growth, "verdicts": compared}, indent=1))
