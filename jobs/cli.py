@@ -168,6 +168,12 @@ def _explain(arguments: argparse.Namespace, env: Any) -> Any:
     return found
 
 
+def _forget(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import forget
+
+    return forget.act(arguments, env, _say)
+
+
 def _order(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import order
 
@@ -219,6 +225,8 @@ def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _add_commands(commands: Any) -> None:
+    from jobs import forget
+
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         return _leaf(commands, name, action, about)
 
@@ -249,6 +257,7 @@ def _add_commands(commands: Any) -> None:
     story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
     story.add_argument("document", help="doc_id, its beginning, or a uri")
     story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")
+    forget.add_to(add("forget", _forget, forget.ABOUT))
     reads = add("order", _order, "Which sequences a training reads, from any step: the order written before it started.")
     reads.add_argument("--run", required=True, metavar="RUN", help="run key of the training, or its beginning")
     reads.add_argument("--from-step", type=int, default=0, metavar="N", help="first step, from 0 (default: 0)")
@@ -329,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if arguments.json:
         print(json.dumps(outcome, default=str, sort_keys=True))
-    return 0
+    return int(outcome.get("exit_status", 0)) if isinstance(outcome, dict) else 0
 
 
 if __name__ == "__main__":

@@ -89,13 +89,13 @@ def _day(env: Environment, tables: Mapping[str, Mapping[str, TableVersion]], lan
     story["contaminated"] = rows("contamination", "benchmark", "item_id", "ngram", "action", "rule", "removed_characters")
     story["benchmark_items"] = rows("benchmark_items", "benchmark", "item_id")
     sequences = tables["sequences"].get(day)
-    story["sequences"] = None if sequences is None else _pieces(env, sequences, day, landed["doc_id"])
+    story["sequences"] = None if sequences is None else pieces_of(env, sequences, day, landed["doc_id"])
     story["trainings"] = list(_trainings(env, day, landed["doc_id"]))
     return story
 
 
-def _pieces(env: Environment, version: TableVersion, day: str, doc_id: str) -> list[dict[str, Any]]:
-    """Every piece of the document in the day's sequences: where it starts and how many tokens it has."""
+def pieces_of(env: Environment, version: TableVersion, day: str, doc_id: str) -> list[dict[str, Any]]:
+    """Every piece of the document in the day's sequences: where it starts and how many tokens it has. Raises MoelineError when they are removed."""
     found = []
     columns = ["sequence_id", "split", "doc_ids", "boundaries", "n_tokens"]
     for batch in delta.dataset(env, version, where_in=[day]).to_batches(columns=columns):
@@ -120,7 +120,7 @@ def _holding(lists: Any, value: str) -> list[int]:
 
 def _trainings(env: Environment, day: str, doc_id: str) -> Iterator[dict[str, Any]]:
     """Finished trainings whose training split held the document. What a run drew of it depends on its tokens."""
-    pieces: dict[TableVersion, int] = {}
+    pieces: dict[TableVersion, int | None] = {}
     for training in results.of_stage(env, "train"):
         read = training.inputs.get("sequences")
         if read is None:
@@ -131,8 +131,11 @@ def _trainings(env: Environment, day: str, doc_id: str) -> Iterator[dict[str, An
         if version is None:
             continue
         if version not in pieces:
-            pieces[version] = sum(piece["tokens"] for piece in _pieces(env, version, day, doc_id) if piece["split"] == "train")
-        if pieces[version]:
+            try:
+                pieces[version] = sum(piece["tokens"] for piece in pieces_of(env, version, day, doc_id) if piece["split"] == "train")
+            except MoelineError:  # removed, because another document of the day was forgotten
+                pieces[version] = None
+        if pieces[version] != 0:
             yield {
                 "run_key": training.run_key, "recipe": training.recipe, "finished_at": training.finished_at, "sequences": str(version),
                 "tokens": pieces[version], "trained_tokens": training.metrics.get("tokens"), "corpus_tokens": training.metrics.get("corpus_tokens"),
@@ -197,4 +200,7 @@ def _stages(day: Mapping[str, Any]) -> Iterator[str]:
         )
     for training in day["trainings"]:
         drawn = f"{training['trained_tokens']:,} of {training['corpus_tokens']:,} tokens drawn" if training["corpus_tokens"] else "share drawn unknown"
-        yield _line("trained", f"{training['recipe']} {training['run_key'][:12]} at {training['finished_at']}: {training['tokens']} of its tokens; {drawn}")
+        held = (
+            "its tokens are not known any more (the day's rows were removed)" if training["tokens"] is None else f"{training['tokens']} of its tokens; {drawn}"
+        )
+        yield _line("trained", f"{training['recipe']} {training['run_key'][:12]} at {training['finished_at']}: {held}")

@@ -22,6 +22,7 @@ class Request:
     """``places``: doc_id -> data days that held it. ``uri``: sha256 of the uri, or "". ``landed``: files under landing/ that hold it.
 
     ``trainings``, ``copies``, ``unreadable`` are what was found before the rows went (jobs/forget.py): nothing else could tell it afterwards.
+    ``removed_at``: when files of older versions were removed last.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Request:
     trainings: list[dict[str, Any]] = field(default_factory=list)
     copies: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
+    removed_at: str = ""
 
     @property
     def doc_ids(self) -> tuple[str, ...]:
@@ -80,16 +82,17 @@ def _joined(before: Request, now: Request) -> Request:
         doc_id: sorted({*before.places.get(doc_id, ()), *now.places.get(doc_id, ())}) for doc_id in sorted({*before.places, *now.places})
     }  # fmt: skip
     joined = {
-        "trainings": _by(("run_key",), before.trainings, now.trainings), "copies": _by(("doc_id",), before.copies, now.copies),
-        "unreadable": _by(("what",), before.unreadable, now.unreadable),
+        "trainings": _by("run_key", sorted([*before.trainings, *now.trainings], key=lambda run: int(run.get("tokens", 0)))),
+        "copies": _by("doc_id", [*before.copies, *now.copies]), "unreadable": _by("what", [*before.unreadable, *now.unreadable]),
+        "removed_at": max(before.removed_at, now.removed_at),
     }  # fmt: skip
     landed = sorted({*before.landed, *now.landed})
     return Request(before.name, places, before.asked_at, now.why or before.why, before.uri or now.uri, landed, **joined)
 
 
-def _by(key: tuple[str, ...], *parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of all parts, the later one of two with the same key."""
-    found = {tuple(row[k] for k in key): dict(row) for part in parts for row in part}
+def _by(key: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per key, the last one."""
+    found = {row[key]: dict(row) for row in rows}
     return [found[k] for k in sorted(found)]
 
 

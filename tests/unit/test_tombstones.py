@@ -35,8 +35,8 @@ def test_only_days_that_held_a_forgotten_document_are_other_work(env):
 
 
 def test_a_request_made_again_forgets_nothing_it_knew(env):
-    first = Request("uri-x", {ONE: [FIRST]}, "2026-11-05T00:00:00Z", "asked by mail", tombstones.hidden("file://x"), ["web/a"], [{"run_key": "t1"}])
-    tombstones.keep(env, first)
+    uri = tombstones.hidden("file://x")
+    tombstones.keep(env, Request("uri-x", {ONE: [FIRST]}, "2026-11-05T00:00:00Z", "asked by mail", uri, ["web/a"], [{"run_key": "t1"}]))
     again = tombstones.keep(env, Request("uri-x", {TWO: [SECOND]}, "2026-11-09T00:00:00Z", trainings=[{"run_key": "t2"}]))
     assert tombstones.find(env, "uri-x") == again
     assert (again.places, again.asked_at, again.why, again.landed) == ({ONE: [FIRST], TWO: [SECOND]}, "2026-11-05T00:00:00Z", "asked by mail", ["web/a"])
