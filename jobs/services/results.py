@@ -51,7 +51,8 @@ def record(env: Environment, result: StageResult) -> None:
 def of_stage(env: Environment, stage: str) -> list[StageResult]:
     """All recorded results of a stage, oldest first."""
     found = [StageResult.from_json(file.read_text()) for file in (_root(env) / stage).glob("*.json") if not file.name.startswith(".")]
-    return sorted(found, key=lambda r: (r.finished_at, r.run_key))
+    # Seconds are too coarse for a stage that is run again at once; the versions of its tables tell which came later.
+    return sorted(found, key=lambda r: (r.finished_at, [TableVersion.parse(r.outputs[name]).version for name in sorted(r.outputs)], r.run_key))
 
 
 def writer_of(env: Environment, version: TableVersion) -> StageResult:
