@@ -176,6 +176,32 @@ def test_trainings_that_read_it_are_listed_with_steps_and_model_versions_and_oth
         delta.dataset(home, sequences, where_in=[FIRST]).to_table()
 
 
+def test_a_training_without_a_written_order_counts_as_one_that_saw_it_and_an_unfinished_one_is_told(home):
+    first, second, *others = (r.run_key for r in results.of_stage(home, "train"))
+    for run_key in (first, *others):
+        (home.artifacts / "checkpoints" / run_key / "order.parquet").unlink()
+    (home.warehouse / "_results" / "train" / f"{second}.json").unlink()  # killed before it was recorded; its written order is all there is
+    order = home.artifacts / "checkpoints" / second / "order.parquet"
+    everywhere = pq.read_table(order).schema
+    days = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array([FIRST]))
+    rows = pa.table([pa.array(range(40), pa.int64()), days, pa.array([n % 10 for n in range(40)], pa.int64())], schema=everywhere)
+    pq.write_table(rows, order)
+    found = {t["run_key"]: t for t in forget.forget(home, TARGET, here=True)["trainings"]}
+    assert set(found) == {first, second, *others}
+    assert {found[key]["read_at_steps"] for key in (first, *others)} == {None}
+    assert (found[second]["read_at_steps"], found[second]["finished"]) == (4, False)  # one of ten sequences, in forty steps of one
+
+
+def test_an_attempt_that_runs_on_the_old_rows_is_not_gone_until_it_ends(home):
+    from jobs.services import ledger
+
+    running = ledger.Running(home, ledger.Attempt("train", "smoke", "k" * 32, None, home.stage_resources("train"), 1.0))
+    found = forget.forget(home, TARGET, here=True)
+    assert (found["left"], found["running"], found["gone"], found["exit_status"]) == ([], [f"train {'k' * 32}"], False, 1)
+    running.close("succeeded")
+    assert forget.check(home, TARGET)["gone"]
+
+
 def test_a_held_out_document_takes_its_items_and_their_answers_with_it(home):
     asked = {r["item_id"] for r in delta.rows(home, "responses")}
     assert asked == {f"{HELD}:0", f"{STAYS}:0"}
