@@ -6,16 +6,18 @@ import datetime as dt
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from expectations.tables import TABLES, Table
-from jobs.contract import CheckFailed, MoelineError, StageOutput, TableVersion
+from jobs.config import WRITERS
+from jobs.contract import CheckFailed, CommitConflict, MoelineError, StageOutput, TableVersion
 from jobs.environment import Environment
 from jobs.inputs import Inputs
-from jobs.services import delta
-from jobs.tools import StageTools
+from jobs.services import delta, results
+from jobs.tools import StageTools, locked
 
 _ROW_GROUP = 2000  # a page of one task's answers opens the groups that hold it: 22 ms instead of 119 (40,000 answers, 20 tasks), the file no larger
 _PANDAS_CHECK_BYTES = 512 << 20  # above this the checks run in Spark, where the rows do not have to fit this process
@@ -118,17 +120,26 @@ def _staged_schema(table: Table) -> Any:
     return pa.schema([f for f in delta.arrow_schema(table) if f.name != table.partition])
 
 
+def turn(env: Environment, module: ModuleType) -> AbstractContextManager[None]:
+    """Held from the commits to the record of a stage whose days depend on one another; the kernel ends it with the process."""
+    return locked(env, f"publish--{module.__name__}") if getattr(module, "UNMOVED", ()) else nullcontext()
+
+
 def publish_staged(env: Environment, module: ModuleType, staged: Mapping[str, Path], inputs: Inputs, metadata: Mapping[str, Any]) -> dict[str, TableVersion]:
     """One atomic commit per table, in the order the stage declares; returns the versions.
 
-    A stage that reads other days of a table it writes (deduplication) commits that table only if it has not moved since.
+    A stage that reads other days of a table it writes (deduplication) commits only if no other day of it was recorded since. The caller
+    holds the stage's ``turn`` until its own result is recorded. The table's version alone would not do: an attempt that ended between its
+    commit and its record, or another recipe, moves the table for good, and no attempt after it would ever commit.
     """
+    expected = {}
+    for name in getattr(module, "UNMOVED", ()):
+        read, now = inputs.versions.get(name), results.newest_version(env, WRITERS[name], name, inputs.configs[name])
+        if now is not None and str(now) != read:
+            raise CommitConflict(f"{name} moved from {read} to {now} while this attempt was computing. Run the stage again.")
+        expected[name] = delta.latest(env, name) or TableVersion(name, 0)
     published = {}
     for name in module.WRITES:
         partition = str(inputs.interval) if TABLES[name].partition == "interval" else str(metadata["run_key"])
-        expected = None
-        if name in getattr(module, "UNMOVED", ()):
-            text = inputs.versions.get(name)
-            expected = TableVersion.parse(text) if text else TableVersion(name, 0)
-        published[name] = delta.publish(env, name, staged[name], partition_value=partition, metadata=metadata, expected=expected)
+        published[name] = delta.publish(env, name, staged[name], partition_value=partition, metadata=metadata, expected=expected.get(name))
     return published

@@ -26,7 +26,7 @@ from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
 from jobs.inputs import Inputs, resolve_inputs
-from jobs.publishing import check_staged, publish_staged, stage_rows
+from jobs.publishing import check_staged, publish_staged, stage_rows, turn
 from jobs.services import ledger, results
 from jobs.tools import StageTools, locked, process_name
 
@@ -89,16 +89,17 @@ def _compute(
         metrics = dict(output.metrics)
         staged = stage_rows(env, module, output, tools, interval, key)
         metrics.update(check_staged(env, stage, staged, tools, key, interval, output.noticed))
-        versions = publish_staged(
-            env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
-        )
-        result = StageResult(
-            stage=stage, run_key=key, recipe=recipe.name, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
-            metrics=metrics, config_hash=recipe.config_hash(stage), cost_usd=running.cost_so_far(),
-            wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
-            finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )  # fmt: skip
-        results.record(env, result)
+        with turn(env, module):
+            versions = publish_staged(
+                env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
+            )
+            result = StageResult(
+                stage=stage, run_key=key, recipe=recipe.name, interval=interval, inputs=resolved.versions, outputs={k: str(v) for k, v in versions.items()},
+                metrics=metrics, config_hash=recipe.config_hash(stage), cost_usd=running.cost_so_far(),
+                wall_seconds=time.time() - running.attempt.started_at, code_revision=code_revision(),
+                finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )  # fmt: skip
+            results.record(env, result)
         outcome = "succeeded"
         return result
     except (Stopped, KeyboardInterrupt):

@@ -16,6 +16,9 @@ The rule, in this order:
    are not similar themselves: every dropped document is verified against the very document that is kept in its place. Among several
    kept partners one of another day is named first, then the most similar, then the smallest (interval, doc_id).
 
+Across days the day that is prepared first keeps, whatever its date: nothing that a recorded day kept is dropped for a later prepared one.
+A day's rows depend on its documents and on what the recorded days kept, never on the order in which those were prepared.
+
 ``cluster_size`` counts the kept document and everything of this day that was dropped for it.
 
 Scope (DeduplicateConfig.scope). With ``source`` the name of the source is mixed into every stored hash, so that equal texts of two
