@@ -1,6 +1,6 @@
-"""Prepare one data day on the Spark master given: python stages_on_spark.py MASTER DAY, with MOELINE_HOME set.
+"""Prepare one data day on one Spark master after another: python stages_on_spark.py DAY MASTER HOME [MASTER HOME ...].
 
-A process of its own, because a Spark session is one per process. The last line of stdout is JSON: the tasks every executor ran.
+A process of its own, because a process has one Spark. The last line of stdout is JSON: the tasks every executor of each master ran.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 from jobs import recipes, run
 from jobs.environment import Environment
@@ -22,21 +23,30 @@ CLUSTER = {  # settings a standalone cluster needs besides the platform's own
 }
 
 
-def main(master: str, day: str) -> None:
-    env, recipe = Environment.load("local"), recipes.load("smoke")
-    conf = {**spark.spark_conf(env), "spark.master": master, **(CLUSTER if master.startswith("spark:") else {})}
+def prepared(master: str, env: Environment, day: str) -> dict[str, int]:
+    """Run the stages; returns the number of tasks by executor."""
+    from pyspark.sql import SparkSession
+
+    conf = {**spark_conf(env), **CLUSTER, "spark.master": master}
     spark.spark_conf = lambda env: conf
     session = spark.session(env, "moeline")
-    stop, type(session).stop = type(session).stop, lambda session: None  # a stage ends the session of its process: here four stages share it
+    assert session.sparkContext.master == master
+    SparkSession.stop = lambda session: None  # a stage ends the session of its process: here four stages share it
     for stage in STAGES:
         started = time.monotonic()
-        run.run_stage(env, stage, recipe, interval=day)
-        print(f"{stage}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+        run.run_stage(env, stage, recipes.load("smoke"), interval=day)
+        print(f"{stage} on {master}: {time.monotonic() - started:.1f} s", file=sys.stderr)
     executors = session.sparkContext._jsc.sc().statusStore().executorList(True)
     tasks = {executors.apply(i).id(): executors.apply(i).totalTasks() for i in range(executors.size())}
-    stop(session)
-    print(json.dumps(tasks))
+    SparkSession.stop = stop
+    session.stop()
+    return tasks
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from pyspark.sql import SparkSession
+
+    spark_conf, stop = spark.spark_conf, SparkSession.stop
+    day, *places = sys.argv[1:]
+    pairs = zip(places[::2], places[1::2], strict=True)
+    print(json.dumps([prepared(master, Environment.load("local", Path(home)), day) for master, home in pairs]))

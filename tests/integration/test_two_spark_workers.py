@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -85,29 +84,27 @@ def cluster(folder: Path) -> Iterator[str]:
     assert not left, f"still running: {left}"
 
 
-def prepared(home: Path, master: str) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """(rows of every table the stages wrote, tasks by executor)"""
-    command = [sys.executable, str(Path(__file__).with_name("stages_on_spark.py")), master, DAY]
-    variables = {**os.environ, "MOELINE_HOME": str(home), "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    print(done.stderr)
+def rows(home: Path) -> dict[str, list[str]]:
+    """The rows of every table the stages wrote, in one order."""
     env = Environment.load("local", home)
-    return {name: sorted(json.dumps(row, sort_keys=True, default=str) for row in delta.rows(env, name)) for name in WRITTEN}, json.loads(
-        done.stdout.splitlines()[-1]
-    )
+    return {name: sorted(json.dumps(row, sort_keys=True, default=str) for row in delta.rows(env, name)) for name in WRITTEN}
 
 
 def test_two_spark_workers_make_the_tables_one_process_makes(tmp_path: Path) -> None:
     assert {name for name, table in TABLES.items() if table.partition == "interval"} >= set(WRITTEN)
-    landed(tmp_path / "alone" / "landing")
-    shutil.copytree(tmp_path / "alone" / "landing", tmp_path / "together" / "landing")
-    folder = tmp_path / "cluster"
+    alone, together, folder = tmp_path / "alone", tmp_path / "together", tmp_path / "cluster"
+    landed(alone / "landing")
+    shutil.copytree(alone / "landing", together / "landing")
     folder.mkdir()
-    with cluster(folder) as address, ThreadPoolExecutor(2) as both:
-        first, second = both.submit(prepared, tmp_path / "alone", "local[2]"), both.submit(prepared, tmp_path / "together", address)
-        (alone, _), (together, tasks) = first.result(), second.result()
+    with cluster(folder) as address:
+        command = [sys.executable, str(Path(__file__).with_name("stages_on_spark.py")), DAY, "local[2]", str(alone), address, str(together)]
+        variables = {**os.environ, "PYTHONPATH": str(REPO)}
+        done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(done.stderr)
+    _, tasks = json.loads(done.stdout.splitlines()[-1])
     assert len(tasks) == 3 and tasks.pop("driver") == 0 and min(tasks.values()) > 10, f"both executors work: {tasks}"
-    assert {name: len(rows) for name, rows in together.items()} == {name: len(rows) for name, rows in alone.items()}
-    assert together == alone
-    assert {json.loads(row)["scope"] for row in alone["duplicates"]} >= {"exact", "near"}
+    of_one, of_two = rows(alone), rows(together)
+    assert {name: len(found) for name, found in of_two.items()} == {name: len(found) for name, found in of_one.items()}
+    assert of_two == of_one
+    assert {json.loads(row)["scope"] for row in of_one["duplicates"]} >= {"exact", "near"}
