@@ -84,11 +84,12 @@ def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _stale(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import recipes, stale
+    from jobs import recipes, stale, unchecked
 
-    found = stale.summary(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
+    recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home)
+    found = stale.summary(env, recipe) | {"unchecked": unchecked.unchecked_days(env, recipe)}
     if not arguments.json:
-        print(stale.render(found), end="")
+        print(stale.render(found) + unchecked.render(found["unchecked"]), end="")
     return found
 
 
