@@ -148,6 +148,14 @@ class ItemNgrams:
         return int(self.counts[self._number[item]])
 
 
+def is_among(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which of ``found`` are in the sorted ``wanted``: a search each, where np.isin would sort all of ``wanted`` again for every text."""
+    if not len(wanted):
+        return np.zeros(len(found), bool)
+    places = np.searchsorted(wanted, found)
+    return wanted[np.minimum(places, len(wanted) - 1)] == found
+
+
 def matched_spans(text: str, wanted: Iterable[tuple[int, np.ndarray]], known: WordHashes, table: Punctuation) -> list[tuple[int, int]]:
     """Where in ``text`` (characters) n-grams stand: ``wanted``: their number of words and their uint64 hashes. Every occurrence counts."""
     words, places = tokens_at(text, table)

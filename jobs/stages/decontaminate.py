@@ -25,7 +25,7 @@ from expectations.tables import TABLES
 from jobs import item_texts
 from jobs.config import DecontaminateConfig
 from jobs.contract import StageOutput, Tools, is_held_out
-from jobs.decontamination import ItemNgrams, Punctuation, check_names, is_acted_on, item_rows, kept_pieces, matched_spans, ngram_tokens
+from jobs.decontamination import ItemNgrams, Punctuation, check_names, is_acted_on, is_among, item_rows, kept_pieces, matched_spans, ngram_tokens
 from jobs.minhash import WordHashes, ngram_hashes
 from jobs.services.delta import arrow_schema
 
@@ -198,7 +198,7 @@ def _found(batch: pa.RecordBatch, lengths: Mapping[str, int], wanted: Mapping[st
         for rule, n in lengths.items():
             found, first = np.unique(ngram_hashes(words, n, known), return_index=True)
             if wanted is not None:
-                hit = np.isin(found, wanted[rule], assume_unique=True)
+                hit = is_among(found, wanted[rule])
                 found, first = found[hit], first[hit]
             if len(found) and wanted is not None:
                 yield _hit_rows(doc_id, text, words, n, [rule] * len(found), first, found)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.config import DecontaminateConfig
 from jobs.contract import MoelineError, canonical
-from jobs.decontamination import ItemNgrams, Punctuation, check_names, kept_pieces, matched_spans, ngram_tokens, split_pieces, tokens_at
+from jobs.decontamination import ItemNgrams, Punctuation, check_names, is_among, kept_pieces, matched_spans, ngram_tokens, split_pieces, tokens_at
 from jobs.minhash import WordHashes, ngram_hashes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "oracles"))
@@ -42,7 +42,7 @@ def test_words_and_their_places_are_what_looking_at_every_character_gives(text: 
 
 @given(
     st.text(min_size=0, max_size=300),
-    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 20)), max_size=8),
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 20)), max_size=8),
     st.integers(0, 30),
     st.integers(1, 40),
     st.integers(1, 6),
@@ -82,6 +82,12 @@ def test_which_ngrams_of_which_items_are_found(texts: list[tuple[str, str, str]]
     assert sorted(row[0] for row in reached) == sorted(int(h) for row in {r[1:3] for r in reached} for h in hashes(grams[row], n).view(np.int64))
 
 
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+def test_membership_among_sorted_hashes_is_that_of_sets(found: set[int], wanted: set[int]) -> None:
+    given = np.array(sorted(found), np.uint64)
+    assert set(given[is_among(given, np.array(sorted(wanted), np.uint64))].tolist()) == found & wanted
+
+
 def test_exactly_seven_of_ten_ngrams_are_enough_and_six_are_not() -> None:
     words = [f"w{i}" for i in range(17)]  # ten 8-grams
     items = ItemNgrams([("quiz", "1", " ".join(words))], 8)
@@ -106,6 +112,7 @@ def test_the_numbers_of_gpt_3() -> None:
     ten_cuts = [(1000 * i, 1000 * i + 10) for i in range(1, 11)]
     assert len(kept_pieces(10_500, ten_cuts[:9], **limits)) == 10
     assert kept_pieces(11_000, ten_cuts, **limits) == []  # 11 pieces
+    assert kept_pieces(1000, [(300, 600), (350, 360)], **limits) == [(800, 1000)]  # a hit within a hit
     assert kept_pieces(300, [], **limits) == [(0, 300)] and kept_pieces(0, [], **limits) == []
 
 
