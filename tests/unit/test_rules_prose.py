@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -143,6 +144,11 @@ def test_words_are_those_of_the_pattern_on_the_whole_text(text):
     """Pieces between white space are split apart and remembered, which is right only while no word reaches over white space."""
     for _ in range(2):
         assert Features(text).words == _WORD.findall(text)
+
+
+@given(st.text(alphabet="a \n", max_size=30))
+def test_paragraphs_are_split_at_two_or_more_line_ends(text):
+    assert Features(text).paragraphs == re.split("\n{2,}", text.strip())
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "."]), max_size=60), st.integers(2, 4))

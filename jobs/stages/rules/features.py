@@ -17,7 +17,6 @@ from typing import Any
 _WORD = re.compile(r"[^\W_]+(?:(?:[^\w\s.,:<>=/-]|[._])+[^\W_]+|[,:<>=/-]\d[^\W_]*)*|\.{2,}|-{2,}|[^\w\s]|_")
 _LONG_PIECE, _MOST_PIECES = 64, 1 << 17  # characters of a piece worth remembering; pieces remembered, some 20 MB
 _LETTER = re.compile(r"[^\W\d_]")
-_PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 
 
 class _Pieces(dict[str, tuple[str, ...]]):
@@ -69,7 +68,9 @@ class Features:
 
     @property
     def paragraphs(self) -> list[str]:
-        return self.once("paragraphs", lambda: _PARAGRAPH_BREAK.split(self.text.strip()))
+        """Stretches between two or more line ends, of the text without white space around it."""
+        # Twice as fast as splitting at \n{2,}: after a run of line ends at most one is left, at the head of the next piece.
+        return self.once("paragraphs", lambda: [part.lstrip("\n") for part in self.text.strip().split("\n\n") if part] or [""])
 
     @property
     def words(self) -> list[str]:

@@ -73,7 +73,9 @@ def _repeated(n: int, places: np.ndarray, keys: np.ndarray) -> Repeated:
     order = np.argsort(keys)
     ordered = keys[order]
     first = np.flatnonzero(ordered[1:] != ordered[:-1])
-    lengths = np.diff(first, prepend=-1, append=len(keys) - 1)
+    ends = np.append(first, len(keys) - 1)
+    lengths = ends + 1
+    lengths[1:] -= lengths[:-1].copy()
     number = np.empty(len(keys), np.int64)
     number[order] = np.repeat(np.arange(len(lengths)), lengths)
     return _numbered(n, places, number, lengths)
