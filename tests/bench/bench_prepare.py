@@ -218,7 +218,7 @@ def differences(landing: Path, ours: Path, theirs: Path) -> dict[str, Any]:
 def dedup_differences(ours: Path, theirs: Path, uri_of: dict[str, str], both: set[str]) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    found = pq.read_table(ours / "duplicates", columns=["doc_id", "kept_doc_id", "scope", "jaccard"]).to_pylist()
+    found = pq.read_table(ours / "duplicates", columns=["doc_id", "kept_doc_id", "scope"]).to_pylist()
     dropped = {uri_of[row["doc_id"]]: row | {"kept": uri_of[row["kept_doc_id"]]} for row in found}
     chosen = {row["kept"] for row in dropped.values()}
     named = {row["id"]: row for row in asked("clusters", str(theirs))}
