@@ -109,7 +109,7 @@ class Watched:
 
     def _watch(self) -> None:
         turn = 0
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(0.2):
             memory = 0
             for process in self._tree():
                 try:
