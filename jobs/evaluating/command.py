@@ -64,7 +64,7 @@ class _Asker:
 
             return EndpointScorer(self.evaluated.name, model=self.options.served_model, key_variable=self.options.key_variable)
         if self.options.workers == 1:
-            return self.here
+            return self.evaluated.scorer(self.options.batch_tokens)
         from jobs.services.ray_scoring import RayScorer
 
         self.until.enter_context(self.connect())
@@ -74,11 +74,6 @@ class _Asker:
         )  # fmt: skip
         self.until.callback(found.close)
         return found
-
-    @cached_property
-    def here(self) -> Any:
-        """A scorer in this process: lm_eval's tasks end their texts by rules of their own, which Ray's workers do not know."""
-        return self.evaluated.scorer(self.options.batch_tokens)
 
 
 def _ask(benchmark: Benchmark, scorer: Any, ids: Collection[str], progress: Callable[[int, int], None]) -> list[Response]:
@@ -121,7 +116,7 @@ def run(
             responses = _all_answers(asked, asker, journal, cache, progress)
             scores = [_score(b, responses[b.task.label]) for b in asked.benchmarks]
             outside = lm_eval_tasks.answer(
-                asked.lm_eval, evaluated, lambda: asker.here, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
+                asked.lm_eval, evaluated, lambda: asker.scorer, include=options.lm_eval_include, max_items=options.max_items, max_seq_len=options.max_seq_len,
                 journal=journal, cache=cache, counts=asker.counts, echo=echo,
             )  # fmt: skip
             written = [code_evaluation.pass_rates(b.task, responses[b.task.label]) for b in asked.benchmarks if b.task.kind == CODE]

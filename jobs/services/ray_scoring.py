@@ -61,21 +61,24 @@ class RayScorer:
                 progress(len(found), len(distinct))
         return found
 
-    def generate(self, contexts: Sequence[Any], max_new_tokens: int, stops: Sequence[str]) -> list[str]:
+    def generate(self, contexts: Sequence[Any], max_new_tokens: int, stops: Sequence[str], *, encoder: Encoder | None = None) -> list[str]:
         """As Scorer.generate."""
-        chunks = list(_chunks(sorted(set(contexts)), lambda context: len(context) + max_new_tokens))
-        answers = self._share_out("generate", [(chunk, max_new_tokens, stops) for chunk in chunks])
-        text = {context: output for number, chunk in enumerate(chunks) for context, output in zip(chunk, answers[number], strict=True)}
-        return [text[context] for context in contexts]
+        import ray
+
+        given = None if encoder is None else ray.put(encoder)  # sent to a worker once
+        return self._texts("generate", contexts, lambda context: len(context) + max_new_tokens, max_new_tokens, stops, encoder=given)
 
     def sample(self, draws: Sequence[Any], max_new_tokens: int, stops: Sequence[str], sampling: Any) -> list[str]:
         """As Scorer.sample."""
-        chunks = list(_chunks(sorted(set(draws)), lambda draw: len(draw[0]) + max_new_tokens))
-        answers = self._share_out("sample", [(chunk, max_new_tokens, stops, sampling) for chunk in chunks])
-        text = {draw: output for number, chunk in enumerate(chunks) for draw, output in zip(chunk, answers[number], strict=True)}
-        return [text[draw] for draw in draws]
+        return self._texts("sample", draws, lambda draw: len(draw[0]) + max_new_tokens, max_new_tokens, stops, sampling)
 
-    def _share_out(self, what: str, chunks: list[tuple[Any, ...]]) -> dict[int, Any]:
+    def _texts(self, what: str, asked: Sequence[Any], size: Callable[[Any], int], *arguments: Any, **named: Any) -> list[str]:
+        chunks = list(_chunks(sorted(set(asked)), size))
+        answers = self._share_out(what, [(chunk, *arguments) for chunk in chunks], **named)
+        text = {one: output for number, chunk in enumerate(chunks) for one, output in zip(chunk, answers[number], strict=True)}
+        return [text[one] for one in asked]
+
+    def _share_out(self, what: str, chunks: list[tuple[Any, ...]], **named: Any) -> dict[int, Any]:
         import ray
 
         waiting, answers = deque(range(len(chunks))), {}
@@ -84,7 +87,7 @@ class RayScorer:
         while waiting or running:
             while waiting and idle:
                 worker, chunk = idle.pop(), waiting.popleft()
-                running[self.workers[worker].answer.remote(what, *chunks[chunk])] = (worker, chunk)
+                running[self.workers[worker].answer.remote(what, *chunks[chunk], **named)] = (worker, chunk)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, chunk = running.pop(ready)
             try:
@@ -133,5 +136,5 @@ class _Worker:
         torch.set_num_threads(threads)
         self.scorer = ray.get(load[0])()
 
-    def answer(self, what: str, *arguments: Any) -> Any:
-        return getattr(self.scorer, what)(*arguments)
+    def answer(self, what: str, *arguments: Any, **named: Any) -> Any:
+        return getattr(self.scorer, what)(*arguments, **named)

@@ -11,7 +11,6 @@ lm_eval is optional and imported only inside functions. Change here: lm_eval's r
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -60,7 +59,7 @@ class _EndingEncoder:
 class Answers:
     """What an LM of lm_eval does, to be put before its TemplateLM (``lm_class``).
 
-    ``scorer`` gives a models.gauntlet.scoring.Scorer and is called when the first answer is needed. ``tokenizer`` is a transformers tokenizer.
+    ``scorer`` gives a models.gauntlet.scoring.Scorer (or a stand-in) and is called when the first answer is needed. ``tokenizer`` is a transformers tokenizer.
     ``max_length``: tokens the model reads at most. ``ends``: tokens that end a generation beside the tokenizer's EOS. ``not_applied``: what the
     model's own settings would change about texts and is not done here. ``add_bos_token`` and ``prefix_token_id`` as in HFLM. With a ``memory``,
     answers are stored in portions of ``portion`` requests (of generations an eighth, they take longer) and never asked twice.
@@ -222,9 +221,8 @@ class Answers:
             raise ValueError(f"A task asks for {max_new_tokens} new tokens, this model reads {self.max_length} in all. --gen_kwargs max_gen_toks=N asks less.")
         eos = None if self.eot_token_id is None else self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
         stops = [*handle_stop_sequences(stops, eos=eos), _END]
-        scorer = copy.copy(self.scorer)
-        scorer.encoder = _EndingEncoder(self.tokenizer, self.ends | self._special_tokens_with(stops))
-        texts = scorer.generate([tuple(self._encode_context(c)[-room:]) for c in contexts], max_new_tokens, stops)
+        encoder = _EndingEncoder(self.tokenizer, self.ends | self._special_tokens_with(stops))
+        texts = self.scorer.generate([tuple(self._encode_context(c)[-room:]) for c in contexts], max_new_tokens, stops, encoder=encoder)
         return [postprocess_generated_text(text, stops, None) for text in texts]
 
     def _special_tokens_with(self, stops: Sequence[str]) -> frozenset[int]:

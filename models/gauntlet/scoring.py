@@ -12,6 +12,7 @@ the size of batches, the order of items or which others are asked (models/kv_cac
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -179,11 +180,16 @@ class Scorer:
         missing = max(0, least_rows() - len(hidden_ND))
         return self.model.lm_head(torch.nn.functional.pad(hidden_ND, (0, 0, 0, missing))).float()[: len(hidden_ND)]
 
-    def generate(self, contexts: Sequence[tuple[int, ...]], max_new_tokens: int, stops: Sequence[str]) -> list[str]:
-        """Greedy continuation of every context as text: ends at EOS, at one of ``stops`` or after ``max_new_tokens``."""
+    def generate(self, contexts: Sequence[tuple[int, ...]], max_new_tokens: int, stops: Sequence[str], *, encoder: Encoder | None = None) -> list[str]:
+        """Greedy continuation of every context as text: ends at EOS, at one of ``stops`` or after ``max_new_tokens``.
+
+        ``encoder`` (default: the scorer's own) says what EOS is and how tokens read.
+        """
         from models.gauntlet.generation import Greedy
 
-        return Greedy(self, max_new_tokens, stops).continue_all(contexts)
+        scorer = copy.copy(self)
+        scorer.encoder = encoder or self.encoder
+        return Greedy(scorer, max_new_tokens, stops).continue_all(contexts)
 
     def sample(self, draws: Sequence[Draw], max_new_tokens: int, stops: Sequence[str], sampling: Sampling) -> list[str]:
         """A sampled continuation for every (context, name): the same text for the same draw, whichever others are asked."""

@@ -49,8 +49,8 @@ def test_every_group_is_there_with_the_numbers_of_the_command(warehouse: Environ
     assert "60 of 120 failed" in text and f"${first['added_usd']:.4f} for the added ones, ${first['build_usd']:.4f} for the whole build" in text
     row = page.locator(f"{CARD} [data-group='0'] tbody tr").first.locator("td").all_inner_texts()
     assert row == ["python-docs", "43k", "182k", "0", "42.8k"]
-    shares = {source: weight / sum(first["weights"].values()) for source, weight in first["weights"].items()}
-    assert f"python-code {shares['python-code']:.0%}, python-docs {shares['python-docs']:.0%}" in text and "Weighed " in text
+    shares = {source: 100 * weight / sum(first["weights"].values()) for source, weight in first["weights"].items()}
+    assert f"python-code {shares['python-code']:.0f} %, python-docs {shares['python-docs']:.0f} %." in text and "Weighed " in text
     page.locator(f"{CARD} [data-group='2'] summary").click()
     assert "land text first" in page.locator(f"{CARD} [data-group='2']").inner_text()
     assert page.locator(f"{CARD} [data-group='2'] .command").count() == 0

@@ -102,3 +102,27 @@ def test_the_command_with_workers_writes_what_one_process_writes(tmp_path, capsy
     assert (tmp_path / "1" / writing.RESPONSES).read_bytes() == (tmp_path / "2" / writing.RESPONSES).read_bytes()
     assert cli.main([*common, "--workers", "99", "--out", str(tmp_path / "99")]) != 0
     assert "Asked for 99 scoring workers" in capsys.readouterr().err
+
+
+def test_tasks_of_lm_eval_are_shared_out_among_workers_with_equal_results(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra test)")
+    import small_lm_eval
+
+    for name, value in small_lm_eval.OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ray_scoring, "CHUNK_TOKENS", 600)
+    include, folder, data = small_lm_eval.write(tmp_path / "tasks"), small_lm_eval.model_folder(tmp_path / "llama", "llama"), tmp_path / "data"
+    data.mkdir()
+    (data / "tasks_lm.yaml").write_text(json.dumps({"icl_tasks": [{"lm_eval_task": name} for name in small_lm_eval.NAMES]}))
+    made = []
+    monkeypatch.setattr(ray_scoring.RayScorer, "close", lambda self, close=RayScorer.close: (made.append(self.chunks_done), close(self)))
+    torch.set_num_threads(1)
+    arguments = ["evaluate", "--model", str(folder), "--suite", str(data / "tasks_lm.yaml"), "--data", str(data), "--lm-eval-include", str(include)]
+    for workers in ("1", "2"):
+        out = ["--home", str(tmp_path / "home"), "--no-cache", "--json", "--workers", workers, "--out", str(tmp_path / workers)]
+        assert cli.main([*arguments, *out]) == 0
+    one, two = (json.loads((tmp_path / n / writing.SCORES).read_text()) for n in "12")
+    assert one | {"run": 0} == two | {"run": 0} and len(one["lm_eval"]) == 4 and two["run"]["asked"] == one["run"]["asked"] > 40
+    assert (tmp_path / "1" / writing.RESPONSES).read_bytes() == (tmp_path / "2" / writing.RESPONSES).read_bytes()
+    (chunks,) = made
+    assert min(chunks) > 2, "one worker answered everything"
