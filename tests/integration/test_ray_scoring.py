@@ -111,7 +111,7 @@ def test_tasks_of_lm_eval_are_shared_out_among_workers_with_equal_results(tmp_pa
     for name, value in small_lm_eval.OFFLINE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ray_scoring, "CHUNK_TOKENS", 600)
-    include, folder, data = small_lm_eval.write(tmp_path / "tasks"), small_lm_eval.model_folder(tmp_path / "llama", "llama"), tmp_path / "data"
+    include, folder, data = small_lm_eval.write(tmp_path / "tasks"), small_lm_eval.model_folder(tmp_path / "own", "own"), tmp_path / "data"
     data.mkdir()
     (data / "tasks_lm.yaml").write_text(json.dumps({"icl_tasks": [{"lm_eval_task": name} for name in small_lm_eval.NAMES]}))
     made = []

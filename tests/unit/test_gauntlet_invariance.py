@@ -201,6 +201,41 @@ def test_a_prefix_tree_holds_every_sequence_once(sequences, shared, rng):
     assert positions_of(root) <= sum(map(len, sequences))
 
 
+def depth(edge: Edge) -> int:
+    return 1 + max(map(depth, edge.children)) if edge.children else 0
+
+
+@pytest.mark.parametrize(("texts", "levels"), [(5, 5), (8, 8), (30, 8)])
+def test_a_tree_is_never_deeper_than_its_levels_however_often_texts_part(texts, levels):
+    """Each text leaves the longest one 40 tokens later than the one before: every shared piece alone is worth a pass."""
+    rng = random.Random(texts)
+    longest = rng.choices(range(2, 1000), k=40 * texts)
+    sequences = sorted((*longest[: 40 * n], 1000 + n) for n in range(1, texts + 1))
+    root = prefix_tree(sequences, [0] * texts)
+    assert depth(root) == levels
+    ended = {n: (*edge.sequence[: edge.end],) for edge in edges_below(root) for n in edge.ends}
+    assert {n: text[: len(sequences[n])] for n, text in ended.items()} == dict(enumerate(sequences))
+    pairs = [(sequence[:-1], (sequence[-1] - 1000 + 2,)) for sequence in sequences if len(sequence) < 250]
+    assert scorer(batch_tokens=1).continuation_scores(pairs) == scorer().continuation_scores(pairs)
+
+
+def edges_below(edge: Edge) -> list[Edge]:
+    return [edge, *(below for child in edge.children for below in edges_below(child))]
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 127, 128, 129, 500])
+def test_a_window_reaches_exactly_so_many_tokens_back(window):
+    torch.manual_seed(window)
+    q, k, v = torch.randn(2, 4, 70, 16), torch.randn(2, 2, 512, 16), torch.randn(2, 2, 512, 16)
+    positions = torch.stack([torch.arange(70) + start for start in (0, 300)])
+    back = positions[:, None, :, None] - torch.arange(512)
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=(back >= 0) & (back < window))
+    found = attend_by_position(q, k, v, positions, window=window)
+    assert torch.allclose(found, plain, atol=1e-5)
+    for at in (0, 33, 69):  # one query alone
+        assert torch.equal(attend_by_position(q[:, :, at : at + 1], k, v, positions[:, at : at + 1], window=window), found[:, :, at : at + 1])
+
+
 def test_shared_beginnings_are_counted_once():
     sequences = sorted((*range(100), n, n + 1) for n in range(10))
     assert positions_of(prefix_tree(sequences, [0] * 10)) == 100 + 10 * 2
