@@ -1,6 +1,6 @@
 """### Raw text of one day → packed training sequences
 
-`ingest > clean > deduplicate > decontaminate > pack`, one run per data day. Each task is one stage process; what it writes is
+`ingest > clean > deduplicate > decontaminate > pack > summarise`, one run per data day. Each task is one stage process; what it writes is
 checked before it becomes visible, and every try has its cost row.
 
 * **Schedule:** daily, when unpaused. The run of day D starts after D has ended.
@@ -9,7 +9,8 @@ checked before it becomes visible, and every try has its cost row.
 * **By hand:** a run with logical date D covers the day *before* D (Airflow's rule). Fill in `interval` to name the day yourself.
 * **Again:** clearing a task re-runs it. Work already recorded for the same inputs is reused and costs nothing.
 
-The last task announces the day on the asset `corpus`, from which `build_model` starts.
+The last task, *summarise*, counts what became of every document of every source. Where the counts do not add up, the day is refused; else
+it is announced on the asset `corpus`, from which `build_model` starts. The numbers are under *Browse → Corpus*.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ with DAG(
     # One at a time over all days: which of two near-duplicates is kept depends on what the other days have kept so far.
     deduplicate = StageOperator(task_id="deduplicate", dated=True, max_active_tis_per_dag=1)
     decontaminate = StageOperator(task_id="decontaminate", dated=True)
-    pack = StageOperator(task_id="pack", dated=True, outlets=[CORPUS])
+    pack = StageOperator(task_id="pack", dated=True)
+    summarise = StageOperator(task_id="summarise", dated=True, outlets=[CORPUS])
 
-    ingest >> clean >> deduplicate >> decontaminate >> pack
+    ingest >> clean >> deduplicate >> decontaminate >> pack >> summarise

@@ -27,7 +27,7 @@ from data_interval import resolve_interval
 REPO = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "smoke", "small_gpu", "dbrx")  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
 RECIPE_NAME = "[a-z][a-z0-9_-]{0,63}"  # jobs.own_recipes.NAME, likewise
-CORPUS = Asset("corpus")  # emitted per data day by pack, awaited by build_model
+CORPUS = Asset("corpus")  # emitted per data day by summarise, awaited by build_model
 
 REFUSED = 3  # exit code of jobs.run: a check or a budget said no, and would say so again
 STOP_SECONDS = 20.0  # between SIGTERM and SIGKILL: enough to write the cost row
@@ -80,8 +80,8 @@ class StageOperator(BaseOperator):
             command += ["--inputs", json.dumps(inputs)]
         result = self._run(command, stage_environment(context))
         for asset in self.outlets:
-            extra = {"interval": result.get("interval"), "recipe": recipe, "sequences": result["outputs"].get("sequences")}
-            context["outlet_events"][asset].extra = {**extra, "tokens": result["metrics"].get("tokens")}
+            extra = {"interval": result.get("interval"), "recipe": recipe, "sequences": result["inputs"].get("sequences")}
+            context["outlet_events"][asset].extra = {**extra, "tokens": result["metrics"].get("training_tokens")}
         return result
 
     def on_kill(self) -> None:

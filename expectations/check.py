@@ -36,7 +36,7 @@ class CheckResult:
 
 def columns_needed(table: Table) -> list[str]:
     """Columns some rule looks at: all a pandas check has to read."""
-    named = {c for rule in table.all_rules for c in (rule.arguments.get("column"), *rule.arguments.get("column_list", ())) if c}
+    named = {column for rule in table.all_rules for column in rule.columns}
     return [c.name for c in table.columns if c.name in named]
 
 

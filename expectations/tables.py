@@ -28,8 +28,13 @@ class Rule:
 
     @property
     def name(self) -> str:
-        columns = self.arguments.get("column") or ",".join(self.arguments.get("column_list", ())) or "table"
-        return f"{self.expectation}({columns})"
+        return f"{self.expectation}({','.join(self.columns) or 'table'})"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it looks at; none: the table as a whole."""
+        single = (self.arguments.get(key) for key in ("column", "column_A", "column_B"))
+        return (*(column for column in single if column), *self.arguments.get("column_list", ()))
 
 
 def _unique(key: tuple[str, ...]) -> Rule:
@@ -201,6 +206,29 @@ SEQUENCES = Table(
     "interval",
     (between("n_tokens", 1), one_of("split", "train", "held_out"), at_least(1)),
 )  # fmt: skip
+FUNNEL = ("landed", "rejected", "duplicate", "contaminated", "held_out", "kept")  # every landed document is one of the others
+BREAKDOWNS = (
+    "rejected_by_first_rule", "rejected_by_rule", "duplicate_by_scope", "contaminated_by_benchmark", "kept_by_language", "landed_by_licence", "kept_by_licence",
+    "landed_by_bytes", "kept_by_bytes", "kept_by_tokens",
+)  # fmt: skip
+STATISTICS = Table(
+    "statistics", "how many documents of one source met one end, or share one property", ("source", "what", "bucket", "interval"),
+    (
+        INTERVAL, C("source", "string", "landing folder"), C("what", "string", "quarantined, one of the funnel, or one of its breakdowns"),
+        C("bucket", "string", "rule, scope, benchmark, language, licence, or least length (it reaches to twice that); empty: all, or unknown"),
+        C("documents", "int64", "documents; quarantined: records that could not be read"),
+        C("bytes", "int64", "UTF-8 bytes of these documents as they landed; unknown for what could not be read", nullable=True),
+        C("text_bytes", "int64", "UTF-8 bytes of their text as it was packed", nullable=True),
+        C("tokens", "int64", "tokens in sequences, ends of documents included, padding not", nullable=True),
+        C("counted_again", "int64", "the same documents counted in other tables; null: nothing to compare with", nullable=True),
+    ),
+    "interval",
+    (
+        Rule("ExpectColumnPairValuesToBeEqual", {"column_A": "documents", "column_B": "counted_again", "ignore_row_if": "either_value_is_missing"}),
+        one_of("what", "quarantined", *FUNNEL, *BREAKDOWNS), between("documents", 0), between("bytes", 0), between("text_bytes", 0), between("tokens", 0),
+        at_least(len(FUNNEL)),
+    ),
+)  # fmt: skip
 CHECKPOINTS = Table(
     "checkpoints", "a published checkpoint of a training run", ("step", "run_key"),
     (
@@ -338,6 +366,6 @@ TABLES: dict[str, Table] = {
     t.name: t
     for t in (
         DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, CONTAMINATED_ITEMS, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
-        SEQUENCES, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, FAILURE_GROUPS, REGISTRATIONS, CHECKS, COSTS,
+        SEQUENCES, STATISTICS, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, FAILURE_GROUPS, REGISTRATIONS, CHECKS, COSTS,
     )
 }  # fmt: skip

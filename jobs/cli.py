@@ -117,6 +117,15 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     return report.summary(env)
 
 
+def _statistics(arguments: argparse.Namespace, env: Any) -> Any:
+    from jobs import statistics
+
+    found = statistics.read(env, arguments.first, arguments.last, arguments.source)
+    if not arguments.json:
+        print(statistics.render(found), end="")
+    return {"rows": found}
+
+
 def _recipes(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import own_recipes
 
@@ -250,11 +259,15 @@ def _add_commands(commands: Any) -> None:
     fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
     with_recipe(add("stale", _stale, "Days to do again: they dropped documents for copies another day no longer keeps, or the recipe's rules changed."))
     stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
-    stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, forecast, train, evaluate, review or register")
+    stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, summarise, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    counted = add("statistics", _statistics, "What became of the documents of every day and source: funnel, rejections by rule, languages, lengths, tokens.")
+    counted.add_argument("--from", dest="first", metavar="DAY", help="first data day, YYYY-MM-DD (default: the first there is)")
+    counted.add_argument("--to", dest="last", metavar="DAY", help="last data day, included (default: the last there is)")
+    counted.add_argument("--source", help="one source, by its landing folder (default: all)")
     story = add("explain", _explain, "The story of one document: where it landed, every rule it broke or what it is a copy of, the sequences that hold it.")
     story.add_argument("document", help="doc_id, its beginning, or a uri")
     story.add_argument("--recipe", help="the days as this recipe prepared them (default: as they were prepared last)")

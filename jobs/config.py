@@ -156,6 +156,13 @@ class PackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SummariseConfig:
+    """``rules``: the recipe's own (CleanConfig.rules). A document that broke several is counted once, under the first in their order."""
+
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. ``tokens`` is rounded down to whole steps of ``batch_sequences`` sequences. ``mixture``: which sources it reads when."""
 
@@ -253,6 +260,7 @@ class Recipe:
         """The config one stage gets; raises MoelineError for an unknown stage."""
         derived: dict[str, Any] = {
             "decontaminate": lambda: replace(self.decontaminate, suite=self.suite),
+            "summarise": lambda: SummariseConfig(rules=self.clean.rules),
             "forecast": lambda: ForecastConfig(
                 target=self.train, proxies=self.proxies, suite=self.suite, budget_usd=self.budget_usd, on_over_budget=self.on_over_budget
             ),
@@ -274,7 +282,7 @@ class Recipe:
         return config_hash(asked)
 
 
-PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
+PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 BUILD_STAGES = ("forecast", "train", "evaluate", "review", "register")
 STAGES = PREPARE_STAGES + BUILD_STAGES
 PHASES = {  # stage -> phase of the cost ledger
@@ -283,6 +291,7 @@ PHASES = {  # stage -> phase of the cost ledger
 WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py holds this against the stages' WRITES)
     "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
     "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
-    "benchmark_items": "decontaminate", "contaminated_items": "decontaminate", "sequences": "pack", "forecasts": "forecast", "checkpoints": "train",
-    "scores": "evaluate", "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review", "registrations": "register",
+    "benchmark_items": "decontaminate", "contaminated_items": "decontaminate", "sequences": "pack", "statistics": "summarise", "forecasts": "forecast",
+    "checkpoints": "train", "scores": "evaluate", "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review",
+    "registrations": "register",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jobs.config import PREPARE_STAGES, Recipe
+from jobs.config import Recipe
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
 from jobs.services import delta, results, tombstones
@@ -43,7 +43,7 @@ class StaleDay:
 
 def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
     """The stale days of a recipe, in order."""
-    last = PREPARE_STAGES[-1]
+    last = "pack"  # what a training reads; what is written about a day makes no day stale
     config, prepared = recipe.config_hash(last), [r for r in results.of_stage(env, last) if r.recipe == recipe.name]
     current = {str(r.interval) for r in prepared if r.config_hash == config}
     found = {str(r.interval): StaleDay(str(r.interval), other_rules=True) for r in prepared if str(r.interval) not in current}
@@ -51,9 +51,9 @@ def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
         if lost := lost_copies(env, result):
             found[day] = StaleDay(day, lost, other_rules=day in found)
     if requests := tombstones.requests(env):
-        recorded = [_of_recipe(env, recipe, stage) for stage in PREPARE_STAGES]
-        forgotten_of = _held(env, requests, recorded)
-        items_of = _dropped_for_items(env, requests, recorded[PREPARE_STAGES.index("decontaminate")])
+        recorded = {stage: _of_recipe(env, recipe, stage) for stage in ("ingest", *_CHAIN)}
+        forgotten_of = _held(env, requests, list(recorded.values()))
+        items_of = _dropped_for_items(env, requests, recorded["decontaminate"])
         for day in {*forgotten_of, *items_of}:
             found[day] = replace(found.get(day, StaleDay(day)), forgotten=forgotten_of.get(day, 0), items=items_of.get(day, 0))
     return [found[day] for day in sorted(found)]

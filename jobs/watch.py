@@ -26,7 +26,7 @@ _STATUS_SECONDS = 15.0  # plain mode: at most this long without a line
 _COLUMNS = 6  # runs shown side by side on a terminal
 # Seconds per task with the sample corpus on 2 cores: only until this home has seen a task end itself.
 _TYPICAL = {
-    "ingest": 12.0, "clean": 20.0, "deduplicate": 25.0, "decontaminate": 12.0, "pack": 20.0,
+    "ingest": 12.0, "clean": 20.0, "deduplicate": 25.0, "decontaminate": 12.0, "pack": 20.0, "summarise": 6.0,
     "plan": 3.0, "forecast": 90.0, "check_budget": 3.0, "train": 100.0, "evaluate": 30.0, "review": 10.0, "register": 15.0,
 }  # fmt: skip
 

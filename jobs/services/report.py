@@ -24,7 +24,7 @@ class Records:
     """Everything the report reads, read once."""
 
     def __init__(self, env: Environment) -> None:
-        stages = ("ingest", "clean", "deduplicate", "decontaminate", "pack", *BUILD)
+        stages = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise", *BUILD)
         self.by_stage: dict[str, list[StageResult]] = {stage: results.of_stage(env, stage) for stage in stages}
         self.by_output = {version: r for found in self.by_stage.values() for r in found for version in r.outputs.values()}
         self.costs = delta.rows(env, "costs")
@@ -56,7 +56,9 @@ class Records:
             # only this day's own inputs: other days' rows (deduplication) are those days' cost
             parents = (self.by_output.get(v) for v in result.inputs.values())
             waiting += [p for p in parents if p is not None and p.interval == result.interval]
-        return list(found.values())
+        packed_as = {r.table("sequences") for r in days.values()}  # what was written about them belongs to the corpus as well
+        about = [r for r in self.by_stage["summarise"] if "sequences" in r.inputs and TableVersion.parse(r.inputs["sequences"]) in packed_as]
+        return [*found.values(), *about]
 
 
 def _grouped(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, list[Any]]:

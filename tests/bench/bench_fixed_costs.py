@@ -15,7 +15,7 @@ import time
 
 from jobs.environment import REPO
 
-STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
+STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 
 
 def document(day, number):

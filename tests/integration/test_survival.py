@@ -27,7 +27,7 @@ from jobs.services import delta, ledger, report
 pytestmark = pytest.mark.integration
 
 DAYS = ("2026-11-01", "2026-11-02")
-PREPARE = ("ingest", "clean", "deduplicate", "decontaminate", "pack")
+PREPARE = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 VOLATILE = {"landed_at", "registered_at"}
 
 

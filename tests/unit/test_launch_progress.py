@@ -25,19 +25,19 @@ def test_durations_read_like_a_clock() -> None:
 
 
 def test_remaining_time_is_that_of_the_longest_run_by_what_tasks_took_here_before(env: Environment) -> None:
-    past(env, ingest=[10, 12, 11], clean=[20], deduplicate=[30], decontaminate=[5], pack=[7])
+    past(env, ingest=[10, 12, 11], clean=[20], deduplicate=[30], decontaminate=[5], pack=[7], summarise=[3])
     watch = watching(env, {"a": "2026-01-05", "b": "2026-01-06"})
     watch.runs[0].tasks = {"ingest": TaskSeen("ingest", "success"), "clean": TaskSeen("clean", "success")}
     watch.runs[1].tasks = {"ingest": TaskSeen("ingest", "success"), "clean": TaskSeen("clean", "running", 1, seconds=15.0)}
-    assert watch.remaining_seconds() == 5 + 30 + 5 + 7
+    assert watch.remaining_seconds() == 5 + 30 + 5 + 7 + 3
 
 
 def test_a_stages_own_estimate_beats_the_past(env: Environment) -> None:
-    past(env, ingest=[10], clean=[20], deduplicate=[30], decontaminate=[5], pack=[7])
+    past(env, ingest=[10], clean=[20], deduplicate=[30], decontaminate=[5], pack=[7], summarise=[3])
     watch = watching(env, {"a": "2026-01-05"})
     done = {name: TaskSeen(name, "success") for name in ("ingest", "clean", "deduplicate", "decontaminate")}
     watch.runs[0].tasks = {**done, "pack": TaskSeen("pack", "running", 1, seconds=100.0, share=0.5, eta_seconds=99.0)}
-    assert watch.remaining_seconds() == 99.0
+    assert watch.remaining_seconds() == 99.0 + 3
 
 
 def test_a_broken_memory_of_durations_is_no_reason_to_fail(env: Environment) -> None:

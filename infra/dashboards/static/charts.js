@@ -4,7 +4,7 @@ import { count, el, isNumber, MISSING, nats, percent, seconds, svg, tipped, usd 
 
 export const PHASES = { prepare: "Prepare data", proxy: "Forecast proxies", train: "Train", eval: "Evaluate and review", register: "Register" };
 const PHASE_OF = {
-  ingest: "prepare", clean: "prepare", deduplicate: "prepare", decontaminate: "prepare", pack: "prepare",
+  ingest: "prepare", clean: "prepare", deduplicate: "prepare", decontaminate: "prepare", pack: "prepare", summarise: "prepare",
   forecast: "proxy", train: "train", evaluate: "eval", review: "eval", register: "register",
 };
 const STAGES = Object.keys(PHASE_OF);
