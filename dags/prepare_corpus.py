@@ -10,7 +10,7 @@ checked before it becomes visible, and every try has its cost row.
 * **Again:** clearing a task re-runs it. Work already recorded for the same inputs is reused and costs nothing.
 
 The last task, *summarise*, counts what became of every document of every source. Where the counts do not add up, the day is refused; else
-it is announced on the asset `corpus`, from which `build_model` starts. The numbers are under *Browse → Corpus*.
+it is announced on the asset `corpus`, from which `build_model` starts. `moeline statistics` shows the numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Summarise: what became of every document of a day, source by source, counted into ``statistics``.
 
 Change here: what is counted. Not here: columns and the rule that the counts add up (expectations/tables.py), how it is shown
-(jobs/statistics.py, infra/dashboards).
+(jobs/statistics.py).
 
 Every landed document has one end: rejected, a duplicate, contaminated, held out or kept. Ends are read from the tables that the other
 stages wrote, joined to ``documents`` by doc_id, so a document without an end, with two, or with an end but never landed makes the
