@@ -25,8 +25,7 @@ _EXAMPLES = """examples:
   moeline lm-eval --model moeline --model_args pretrained=DIR --tasks arc_easy
   moeline compare v1 champion                      paired, on the items both answered
   moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
-
-
+  moeline forget DOC_ID                            delete a document everywhere; who trained on it
   moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
 """
@@ -235,8 +234,6 @@ def _forecast(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _add_commands(commands: Any) -> None:
-    from jobs import forget
-
     def add(name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:
         return _leaf(commands, name, action, about)
 
@@ -257,13 +254,33 @@ def _add_commands(commands: Any) -> None:
     fill.add_argument("--to", dest="last", metavar="DAY", help="last data day, included")
     fill.add_argument("--stale", action="store_true", help="instead of a range: exactly the days `moeline stale` lists")
     fill.add_argument("--reprocess", action="store_true", help="also days that are done already (unchanged input is still not recomputed)")
-    with_recipe(add("stale", _stale, "Days to do again: they dropped documents for copies another day no longer keeps, or the recipe's rules changed."))
+    with_recipe(
+        add("stale", _stale, "Days to do again: they held a forgotten document, dropped some for copies another day no longer keeps, or the rules changed.")
+    )
     stage = with_recipe(add("stage", _stage, "Run one stage in this process, without Airflow (its own local engines if the platform is down)."))
     stage.add_argument("name", help="ingest, clean, deduplicate, decontaminate, pack, summarise, forecast, train, evaluate, review or register")
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
     add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    _add_corpus_commands(add)
+    sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
+    sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
+    sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
+    sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
+    _add_model_commands(add)
+    about = "lm-evaluation-harness's own command line, with --model moeline --model_args pretrained=DIR: our scorer over any model folder."
+    # All that follows belongs to lm_eval: with such a prefix nothing of it, --help included, looks like an option of ours.
+    theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
+    theirs.add_argument("rest", nargs=argparse.REMAINDER)
+    theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
+    _add_gauntlet(commands)
+
+
+def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What is asked about the documents of the corpus."""
+    from jobs import forget
+
     counted = add("statistics", _statistics, "What became of the documents of every day and source: funnel, rejections by rule, languages, lengths, tokens.")
     counted.add_argument("--from", dest="first", metavar="DAY", help="first data day, YYYY-MM-DD (default: the first there is)")
     counted.add_argument("--to", dest="last", metavar="DAY", help="last data day, included (default: the last there is)")
@@ -276,17 +293,6 @@ def _add_commands(commands: Any) -> None:
     reads.add_argument("--run", required=True, metavar="RUN", help="run key of the training, or its beginning")
     reads.add_argument("--from-step", type=int, default=0, metavar="N", help="first step, from 0 (default: 0)")
     reads.add_argument("--steps", type=int, default=1, metavar="K", help="number of steps (default: 1)")
-    sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
-    sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")
-    sample.add_argument("--day", action="append", metavar="DAY", help="a data day by name, may be repeated; instead of --days")
-    sample.add_argument("--megabytes", type=float, default=42.0, help="text over all days (default: 42)")
-    _add_model_commands(add)
-    about = "lm-evaluation-harness's own command line, with --model moeline --model_args pretrained=DIR: our scorer over any model folder."
-    # All that follows belongs to lm_eval: with such a prefix nothing of it, --help included, looks like an option of ours.
-    theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
-    theirs.add_argument("rest", nargs=argparse.REMAINDER)
-    theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
-    _add_gauntlet(commands)
 
 
 def _add_gauntlet(commands: Any) -> None:

@@ -8,6 +8,7 @@ Change here: what makes a day stale. Not here: which copy survives (jobs/stages/
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
 from jobs.services import delta, results, tombstones
 
-_CHAIN = {"clean": "documents", "deduplicate": "clean_documents", "decontaminate": "unique_documents", "pack": "training_documents"}
+_CHAIN = {"clean": "documents", "deduplicate": "clean_documents", "decontaminate": "unique_documents", "pack": "training_documents", "summarise": "documents"}
 _DOC_ID_LENGTH = 32
 
 
@@ -25,7 +26,7 @@ _DOC_ID_LENGTH = 32
 class StaleDay:
     """``lost``: how many documents it dropped for documents of which days that these no longer keep. ``other_rules``: the recipe has
     changed since, and no day of the new one stands in its place. ``forgotten``: documents it held when they were forgotten. ``items``:
-    documents it dropped for benchmark items made of forgotten documents."""
+    benchmark items made of forgotten documents that its decontamination names."""
 
     interval: str
     lost: dict[str, int] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class StaleDay:
         reasons = ["it was prepared with other rules"] if self.other_rules else []
         reasons += [f"{n} documents were dropped for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
         reasons += [f"{self.forgotten} of its documents were forgotten on request"] if self.forgotten else []
-        reasons += [f"{self.items} documents were dropped for benchmark items of a forgotten document"] if self.items else []
+        reasons += [f"its decontamination names {self.items} benchmark items of a forgotten document"] if self.items else []
         return "; ".join(reasons)
 
 
@@ -53,7 +54,8 @@ def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
     if requests := tombstones.requests(env):
         recorded = {stage: _of_recipe(env, recipe, stage) for stage in ("ingest", *_CHAIN)}
         forgotten_of = _held(env, requests, list(recorded.values()))
-        items_of = _dropped_for_items(env, requests, recorded["decontaminate"])
+        decontaminated = [_read_by(env, recorded["summarise"]), _read_by(env, recorded["pack"]), recorded["decontaminate"]]
+        items_of = {day: n for newest in decontaminated for day, n in _named_items(env, requests, newest).items()}
         for day in {*forgotten_of, *items_of}:
             found[day] = replace(found.get(day, StaleDay(day)), forgotten=forgotten_of.get(day, 0), items=items_of.get(day, 0))
     return [found[day] for day in sorted(found)]
@@ -72,9 +74,18 @@ def _held(env: Environment, requests: Sequence[tombstones.Request], recorded: Se
     return {day: len(tombstones.of_day(env, day)) for day in days}
 
 
-def _dropped_for_items(env: Environment, requests: Sequence[tombstones.Request], newest: Mapping[str, StageResult]) -> dict[str, int]:
+def _read_by(env: Environment, readers: Mapping[str, StageResult]) -> dict[str, StageResult]:
+    """Day -> the decontamination that these results read, which is an older one where the day was left between the two."""
+    found = {}
+    for day, result in readers.items():
+        with contextlib.suppress(MoelineError):  # its origin is not recorded here
+            found[day] = results.writer_of(env, TableVersion.parse(result.inputs["training_documents"]))
+    return found
+
+
+def _named_items(env: Environment, requests: Sequence[tombstones.Request], newest: Mapping[str, StageResult]) -> dict[str, int]:
     doc_ids = frozenset(doc_id for request in requests for doc_id in request.places if is_held_out(doc_id))
-    return {day: n for day, result in newest.items() if doc_ids and (n := dropped_for_items(env, result, doc_ids))}
+    return {day: n for day, result in newest.items() if doc_ids and (n := named_items(env, result, doc_ids))}
 
 
 def is_without_forgotten(env: Environment, result: StageResult) -> bool:
@@ -87,14 +98,15 @@ def is_without_forgotten(env: Environment, result: StageResult) -> bool:
     return result.inputs.get("forgotten", "") == tombstones.digest(env, result.interval)
 
 
-def dropped_for_items(env: Environment, result: StageResult, forgotten: frozenset[str]) -> int:
-    """Documents that this decontamination dropped for own-data items of forgotten documents (an item's id begins with its document's)."""
+def named_items(env: Environment, result: StageResult, forgotten: frozenset[str]) -> int:
+    """Own-data items of forgotten documents that this decontamination found in its day (an item's id begins with its document's)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    hits = delta.dataset(env, result.table("contamination"), where_in=[str(result.interval)]).to_table(columns=["doc_id", "item_id"])
-    named = pc.is_in(pc.utf8_slice_codeunits(hits["item_id"], 0, _DOC_ID_LENGTH), pa.array(sorted(forgotten), pa.string()))
-    return len(pc.unique(hits.filter(named)["doc_id"]))
+    tables = [result.table(name) for name in ("contamination", "contaminated_items") if name in result.outputs]  # the second came later
+    ids = [delta.dataset(env, table, where_in=[str(result.interval)]).to_table(columns=["item_id"])["item_id"] for table in tables]
+    found = pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string()))
+    return int(pc.sum(pc.is_in(pc.utf8_slice_codeunits(found, 0, _DOC_ID_LENGTH), pa.array(sorted(forgotten), pa.string()))).as_py() or 0)
 
 
 def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
@@ -125,7 +137,7 @@ def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
 def must_be_done_again(env: Environment, stage: str, found: StageResult) -> bool:
     """Whether a recorded result no longer holds although nothing it is identified by has changed."""
     if stage == "decontaminate":
-        return bool(_dropped_for_items(env, tombstones.requests(env), {str(found.interval): found}))
+        return bool(_named_items(env, tombstones.requests(env), {str(found.interval): found}))
     return stage == "deduplicate" and bool(lost_copies(env, found))
 
 

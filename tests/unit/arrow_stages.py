@@ -20,6 +20,7 @@ from jobs.contract import StageOutput, is_held_out
 from jobs.services import delta, order_file, training_data
 from jobs.services.readers import read
 from jobs.stages import ingest as real_ingest
+from jobs.stages import summarise
 from models.data_order import ShuffledOrder
 
 TRAINING_STEPS = 2
@@ -92,10 +93,28 @@ def _decontaminate(config, inputs, tools):
     for row in rows:
         hit = next((i for i in (*items, *_rows(inputs["benchmark_items"])) if json.loads(i["item"])["query"] in row["text"]), None)
         if hit is not None and not is_held_out(row["doc_id"]):
-            hits.append({"doc_id": row["doc_id"], "benchmark": hit["benchmark"], "item_id": hit["item_id"], "ngram": "the query", "action": "drop_document"})
+            hits.append(
+                {
+                    "doc_id": row["doc_id"],
+                    "benchmark": hit["benchmark"],
+                    "item_id": hit["item_id"],
+                    "ngram": "the query",
+                    "action": "drop_document",
+                    "rule": "ngram",
+                    "removed_characters": len(row["text"]),
+                }
+            )
         else:
-            training.append({**{k: row[k] for k in row if k != "scores"}, "split": "held_out" if is_held_out(row["doc_id"]) else "train"})
-    tables = {"training_documents": training, "contamination": hits, "benchmark_items": items}
+            training.append({**{k: row[k] for k in row if k != "scores"}, "split": "held_out" if is_held_out(row["doc_id"]) else "train", "piece_starts": None})
+    found = {(hit["benchmark"], hit["item_id"]) for hit in hits}
+    listed = [
+        {
+            "benchmark": benchmark, "item_id": item_id, "rule": "ngram", "acts": True, "n_ngrams": 1, "share": 1.0, "threshold": 0.0, "contaminated": True,
+            "documents": 1, "action": "drop_document", "still_trains": False, "left": [],
+        }
+        for benchmark, item_id in sorted(found)
+    ]  # fmt: skip
+    tables = {"training_documents": training, "contamination": hits, "benchmark_items": items, "contaminated_items": listed}
     return StageOutput({name: table(name, rows) for name, rows in tables.items()})
 
 
@@ -157,8 +176,10 @@ def _review(config, inputs, tools):
     return StageOutput({"verdicts": table("verdicts", verdicts), "failures": table("failures", []), "failure_groups": table("failure_groups", [group])})
 
 
-_RUN = {"ingest": _ingest, "clean": _clean, "deduplicate": _deduplicate, "decontaminate": _decontaminate, "pack": _pack, "train": _train,
-        "evaluate": _evaluate, "review": _review}  # fmt: skip
+_RUN = {
+    "ingest": _ingest, "clean": _clean, "deduplicate": _deduplicate, "decontaminate": _decontaminate, "pack": _pack, "summarise": summarise.run,
+    "train": _train, "evaluate": _evaluate, "review": _review,
+}  # fmt: skip
 
 
 def module(stage: str) -> SimpleNamespace:
