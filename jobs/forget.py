@@ -188,7 +188,7 @@ def _recipes(env: Environment, gauntlet_data: str | None) -> tuple[list[Recipe],
 
 def _stale(env: Environment, recipe: Recipe) -> list[str]:
     """Days that are stale for what was forgotten; days of other rules alone are not this command's."""
-    return [day.interval for day in stale.stale_days(env, recipe) if day.forgotten or day.items or day.lost]
+    return [day.interval for day in stale.stale_days(env, recipe) if day.forgotten or day.items or day.lost or day.unfinished]
 
 
 def _prepare(env: Environment, recipe: Recipe, days: Sequence[str], here: bool, gauntlet_data: str | None, echo: Echo) -> None:

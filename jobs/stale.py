@@ -8,7 +8,6 @@ Change here: what makes a day stale. Not here: which copy survives (jobs/stages/
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,19 +25,21 @@ _DOC_ID_LENGTH = 32
 class StaleDay:
     """``lost``: how many documents it dropped for documents of which days that these no longer keep. ``other_rules``: the recipe has
     changed since, and no day of the new one stands in its place. ``forgotten``: documents it held when they were forgotten. ``items``:
-    benchmark items made of forgotten documents that its decontamination names."""
+    benchmark items made of forgotten documents that its decontamination names. ``unfinished``: it was being done again for them and was left."""
 
     interval: str
     lost: dict[str, int] = field(default_factory=dict)
     other_rules: bool = False
     forgotten: int = 0
     items: int = 0
+    unfinished: bool = False
 
     def why(self) -> str:
         reasons = ["it was prepared with other rules"] if self.other_rules else []
         reasons += [f"{n} documents were dropped for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
         reasons += [f"{self.forgotten} of its documents were forgotten on request"] if self.forgotten else []
         reasons += [f"its decontamination names {self.items} benchmark items of a forgotten document"] if self.items else []
+        reasons += ["it was left unfinished after a document was forgotten"] if self.unfinished else []
         return "; ".join(reasons)
 
 
@@ -54,10 +55,11 @@ def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
     if requests := tombstones.requests(env):
         recorded = {stage: _of_recipe(env, recipe, stage) for stage in ("ingest", *_CHAIN)}
         forgotten_of = _held(env, requests, list(recorded.values()))
-        decontaminated = [_read_by(env, recorded["summarise"]), _read_by(env, recorded["pack"]), recorded["decontaminate"]]
-        items_of = {day: n for newest in decontaminated for day, n in _named_items(env, requests, newest).items()}
-        for day in {*forgotten_of, *items_of}:
-            found[day] = replace(found.get(day, StaleDay(day)), forgotten=forgotten_of.get(day, 0), items=items_of.get(day, 0))
+        items_of = _named_items(env, requests, recorded["decontaminate"])
+        unfinished = {day for stage in ("pack", "summarise") for day, r in recorded[stage].items() if _is_behind(r, recorded["decontaminate"].get(day))}
+        for day in {*forgotten_of, *items_of, *unfinished}:
+            counts = {"forgotten": forgotten_of.get(day, 0), "items": items_of.get(day, 0), "unfinished": day in unfinished}
+            found[day] = replace(found.get(day, StaleDay(day)), **counts)
     return [found[day] for day in sorted(found)]
 
 
@@ -74,13 +76,9 @@ def _held(env: Environment, requests: Sequence[tombstones.Request], recorded: Se
     return {day: len(tombstones.of_day(env, day)) for day in days}
 
 
-def _read_by(env: Environment, readers: Mapping[str, StageResult]) -> dict[str, StageResult]:
-    """Day -> the decontamination that these results read, which is an older one where the day was left between the two."""
-    found = {}
-    for day, result in readers.items():
-        with contextlib.suppress(MoelineError):  # its origin is not recorded here
-            found[day] = results.writer_of(env, TableVersion.parse(result.inputs["training_documents"]))
-    return found
+def _is_behind(reader: StageResult, decontaminated: StageResult | None) -> bool:
+    """Whether a stage read an older decontamination of its day than the newest one."""
+    return decontaminated is not None and reader.inputs["training_documents"] != decontaminated.outputs["training_documents"]
 
 
 def _named_items(env: Environment, requests: Sequence[tombstones.Request], newest: Mapping[str, StageResult]) -> dict[str, int]:
