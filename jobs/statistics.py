@@ -28,7 +28,8 @@ def read(env: Environment, first: str | None = None, last: str | None = None, so
         found += delta.dataset(env, newest[day].table("statistics"), where_in=[day]).to_table().to_pylist()
     rows = [row for row in found if source is None or row["source"] == source]
     if not rows:
-        there = f"there are {', '.join(sorted({row['source'] for row in found}))}" if found else f"summarised are {', '.join(sorted(newest)) or 'no days yet'}"
+        counted = f"days counted so far: {', '.join(sorted(newest)) or 'none'}"
+        there = f"sources counted: {', '.join(sorted({row['source'] for row in found}))}" if found else counted
         raise MoelineError(f"No statistics of {source or 'any source'} for the days asked for: {there}. `moeline stage summarise --interval DAY` counts a day.")
     return rows
 

@@ -179,7 +179,7 @@ def test_one_command_makes_the_recipe_and_again_changes_nothing(env, capsys):
     recipe = recipes.load("smoke-a1b2c3-g0", home=env.home)
     assert (recipe.tokens, recipe.ingest.sources) == (160_768, ()) and dict(recipe.train.mixture.phases[0].weights) == first["proposal"]["weights"]
     smoke = recipes.load("smoke")
-    assert {s for s in STAGES if recipe.config_hash(s) != smoke.config_hash(s)} == {"pack", "forecast", "train"}
+    assert {s for s in STAGES if recipe.config_hash(s) != smoke.config_hash(s)} == {"pack", "summarise", "forecast", "train"}
     assert cli.main([*command[1:], "--home", str(env.home)]) == 0
     assert "was there already, unchanged" in capsys.readouterr().out
     assert cli.main(["propose", TRAIN[:12], "--group", "1", "--as-recipe", "smoke-a1b2c3-g0", "--home", str(env.home)]) == 1
