@@ -19,7 +19,7 @@ from jobs import purge, recipes, seen_by, stale
 from jobs.config import PREPARE_STAGES, Recipe
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import results, tombstones
+from jobs.services import landing, results, tombstones
 from jobs.services.tombstones import Request
 from jobs.tools import locked
 
@@ -215,7 +215,7 @@ def _told(env: Environment, request: Request) -> dict[str, Any]:
     """The state of a request: what is left, who saw it, what cannot be rebuilt."""
     left = purge.left(env, request.doc_ids)
     running = [f"{a['stage']} {a['run_key']}" for a in purge.running_attempts(env) if not request.removed_at or _iso(a["started_at"]) < request.removed_at]
-    there = [file for file in request.landed if (env.landing / file).is_file()]
+    there = [file for file in request.landed if landing.is_there(env, file)]
     tokenizers = seen_by.tokenizers(env, request.days)
     gone = not left and not running
     return {

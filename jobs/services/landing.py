@@ -115,6 +115,14 @@ def days(env: Environment) -> list[str]:
         )
 
 
+def is_there(env: Environment, relative: str) -> bool:
+    """Whether a landed file still lies in the zone. Raises MoelineError when a store cannot be asked."""
+    if isinstance(env.landing, Path):
+        return (env.landing / relative).is_file()
+    with _asking(env.landing) as (store, root):
+        return bool(store.isfile(f"{root}/{relative}"))
+
+
 def _with_files(places: list[tuple[str, Callable[[], bool]]]) -> list[str]:
     found: set[str] = set()
     for name, has_files in places:

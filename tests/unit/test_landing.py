@@ -78,6 +78,11 @@ def test_a_server_lists_the_same_files_with_the_same_identity_as_its_folder(env,
     assert landing.files(at(env, url[0]), "2026-12-01") == landing.files(at(env, folder), "2026-12-01") == ()
 
 
+def test_a_file_that_landed_is_there_until_its_owner_takes_it_back(env, folder, url):
+    for zone in (at(env, folder), at(env, url[0]), at(env, f"file://{folder}")):
+        assert landing.is_there(zone, f"web/{DAY}/a.jsonl") and not landing.is_there(zone, f"web/{DAY}/gone.jsonl")
+
+
 def test_every_format_reads_the_same_over_the_wire(env, folder, url):
     here, there = ([read(f) for f in landing.files(at(env, where), DAY)] for where in (folder, url[0]))
     assert there == here
