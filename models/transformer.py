@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
 from models.kv_cache import BLOCK, KVCache, rounded_up
-from models.moe import MoE, RouterStats, load_balancing_loss
+from models.moe import MoE, RouterStats, load_balancing_loss, mean_confidence, router_z
 from models.varlen_attention import attend_documents, document_ends, fits
 
 
@@ -31,13 +31,16 @@ class ModelOutput:
 @dataclass(frozen=True)
 class LossOutput:
     """``loss`` = ``next_token_loss`` (mean nats per predicted token) + ``load_balancing_loss``; ``n_tokens`` predicted tokens;
-    ``tokens_per_expert_LE`` int64."""
+    ``tokens_per_expert_LE`` int64; ``router_confidence``: mean probability of a token's best expert; ``router_z``: mean squared logsumexp
+    of the router logits (both over tokens and layers, without gradient)."""
 
     loss: Tensor
     next_token_loss: Tensor
     load_balancing_loss: Tensor
     n_tokens: int
     tokens_per_expert_LE: Tensor
+    router_confidence: Tensor
+    router_z: Tensor
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,9 @@ class Transformer(nn.Module):
             top_k=self.config.top_k, weight=self.config.moe_loss_weight,
         )  # fmt: skip
         tokens_per_expert_LE = torch.stack([s.tokens_per_expert_E for s in router])
-        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE)
+        with torch.no_grad():
+            confidence, z = mean_confidence([s.scores_NE for s in router]), router_z([s.logits_NE for s in router])
+        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE, confidence, z)
 
     def _run(
         self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None
