@@ -159,8 +159,7 @@ class Trainer:
             group["lr"] = rate
         output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
         output.loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
-        measured = step_metrics.read(step_metrics.on_device(output), grad_norm, self.model.config.n_experts)
+        measured = step_metrics.read(step_metrics.on_device(output), self._clip(), self.model.config.n_experts)
         if measured.finite:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,6 +179,10 @@ class Trainer:
             tokens_per_expert=load.counts() if step_metrics.heat_map_step(self.step_number, self.loop.steps) else None,
             flops=config.flops_per_token * self.loop.batch_sequences * self.data.seq_len, peak_memory_bytes=step_metrics.peak_memory_bytes(self._device),
         )  # fmt: skip
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm, still on the device."""
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
 
     def _count(self, finite: bool) -> None:
         self.skipped_steps += not finite
