@@ -26,6 +26,7 @@ from models.step_metrics import Measured, StepMetrics
 from models.transformer import LossOutput, Transformer, is_target
 
 MAX_SKIPPED_IN_A_ROW = 10
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,19 @@ class Trainer:
 
     def save(self, directory: Path) -> CheckpointInfo:
         """Write a checkpoint folder ``step-<n>`` into ``directory``; see models/checkpoint.py."""
+        path, digest = checkpoint.write(Path(directory), step=self.step_number, tensors=self._tensors(), state=self._state())
+        return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
+
+    def save_and_prune(self, directory: Path, keep: int) -> None:
+        """``save``, and remove all but the newest ``keep`` checkpoints. Training may go on before it is done; the next ``save`` waits for it."""
+        self.save(directory)
+        checkpoint.prune(Path(directory), keep)
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: ``model`` and ``optimizer``, the latter as ``<parameter>.<moment>``."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         moments = {f"{names[p]}.{key}": value for p, entry in self.optimizer.state.items() for key, value in entry.items()}
-        path, digest = checkpoint.write(
-            Path(directory), step=self.step_number, tensors={"model": self.model.state_dict(), "optimizer": moments}, state=self._state(),
-        )  # fmt: skip
-        return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
+        return {"model": self.model.state_dict(), "optimizer": moments}
 
     def _state(self) -> dict:
         cuda = [t.numpy().tobytes().hex() for t in torch.cuda.get_rng_state_all()] if self._device.type == "cuda" else []
@@ -190,6 +198,16 @@ class Trainer:
         Raises ValueError when it is damaged or belongs to another model, schedule or data set.
         """
         tensors, state = checkpoint.read(Path(directory))
+        self._require_same(state, directory)
+        self.model.load_state_dict(tensors["model"])
+        for name, parameter in self.model.named_parameters():
+            moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in MOMENTS if f"{name}.{key}" in tensors["optimizer"]}
+            if moments:
+                self.optimizer.state[parameter] = {key: value.to(self._device) for key, value in moments.items()}
+        self._restore(state)
+
+    def _require_same(self, state: dict[str, Any], directory: Path) -> None:
+        """Raise ValueError when a checkpoint's state is another training's."""
         for what, ours in (("model", self.model.config), ("loop", self.loop)):
             if different := _different(state[what], ours):
                 raise ValueError(f"Checkpoint {directory} was written by another {what} config; (its value, ours): {different}. Start a new run instead.")
@@ -198,12 +216,6 @@ class Trainer:
         ours = self.order.digest()
         if (theirs := state["data_position"].get("order", ours)) != ours:  # checkpoints from before orders had digests name none
             raise ValueError(f"Checkpoint {directory} read its sequences in order {theirs}, this training in {ours}. Start a new run instead.")
-        self.model.load_state_dict(tensors["model"])
-        for name, parameter in self.model.named_parameters():
-            moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors["optimizer"]}
-            if moments:
-                self.optimizer.state[parameter] = {key: value.to(self._device) for key, value in moments.items()}
-        self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Everything of ``_state`` that is not a tensor."""
