@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +152,17 @@ def _remove_unfinished(parent: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(parent: Path, keep: int) -> list[Path]:
+def prune(parent: Path, keep: int, *, named: Collection[str] = ()) -> list[Path]:
     """Remove all but the newest ``keep`` valid checkpoints, and what killed writers left; returns the folders removed.
 
-    A damaged checkpoint newer than the newest valid one is removed as well: it can never be resumed from.
+    Folders in ``named`` stay whatever their age. A damaged checkpoint newer than the newest valid one is removed as well: it can never be resumed from.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}: a run without a checkpoint cannot resume.")
     removed, kept = [], 0
     for folder in _folders(parent):
+        if folder.name in named:
+            continue
         if kept < keep:
             try:
                 verify(folder)
