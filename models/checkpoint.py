@@ -42,14 +42,19 @@ def _flush(path: Path) -> None:
 def write(parent: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> tuple[Path, str]:
     """Write ``parent/step-<step>``; returns (folder, sha256 of its manifest). An older folder of the same step is replaced.
 
-    ``tensors`` maps file stems to named tensors, ``state`` is JSON without NaN.
+    ``tensors`` maps file stems to named tensors, ``state`` is JSON without NaN. What cannot be written whole (a full disk) leaves nothing.
     """
     from safetensors.torch import save_file  # reading a manifest needs no torch
 
+    _remove_unfinished(parent)  # of a killed writer: it may be what fills the disk
     unfinished = begin(parent)
-    for stem, named in tensors.items():
-        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, unfinished / f"{stem}.safetensors")
-    return publish(unfinished, step=step, state=state, files=flushed(sorted(unfinished.iterdir())))
+    try:
+        for stem, named in tensors.items():
+            save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, unfinished / f"{stem}.safetensors")
+        return publish(unfinished, step=step, state=state, files=flushed(sorted(unfinished.iterdir())))
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def begin(parent: Path) -> Path:

@@ -14,14 +14,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError
-from jobs.services import run_control
+from jobs.services import checkpoint_writer, run_control
+from jobs.services.checkpoint_writer import CheckpointFailed, CheckpointWriter
 from jobs.services.results import write_whole
 from jobs.services.run_control import Allowance, Control
 from models.config import ModelConfig
@@ -109,18 +110,29 @@ def train_all(runs: list[TrainingRun], *, threads: int) -> bool:
 
     torch.set_num_threads(threads)
     for run in runs:
-        with single_writer(Path(run.folder)):
-            if (Path(run.folder) / RESULT).is_file():
-                continue
-            try:
+        try:
+            with single_writer(Path(run.folder)):
+                if (Path(run.folder) / RESULT).is_file():
+                    continue
                 result = _time(run) if run.timed_steps else _train(run)
                 if result is None:
                     return False
                 write_whole(Path(run.folder) / RESULT, json.dumps(result).encode())
-            except (ValueError, FloatingPointError) as error:
-                write_whole(Path(run.folder) / ERROR, json.dumps({"error": f"Training stopped: {error}"}).encode())
-                return True
+        except (ValueError, FloatingPointError) as error:
+            _end_with(run.folder, f"Training stopped: {error}")
+            return True
+        except (CheckpointFailed, OSError) as error:
+            _end_with(run.folder, f"Training stopped: {error} What was written before is whole; the stage run again continues from there.")
+            return True
     return True
+
+
+def _end_with(folder: str, error: str) -> None:
+    """Leave ``error`` for whoever launched the process; raises it where the folder takes no file any more."""
+    try:
+        write_whole(Path(folder) / ERROR, json.dumps({"error": error}).encode())
+    except OSError:
+        raise MoelineError(error) from None
 
 
 @contextmanager
@@ -176,14 +188,16 @@ def _train(run: TrainingRun) -> dict[str, Any] | None:
     if resume is not None:
         trainer.load(resume)
     began_at = trainer.step_number
-    with _metrics_from(folder / METRICS, began_at, config) as lines, run_control.caught_sigterm() as signalled:
-        stopped = _steps(run, trainer, _control(run, signalled), lines)
-    final = None
-    if run.keep_checkpoints and trainer.step_number:
-        final = resume if resume is not None and began_at == trainer.step_number else trainer.save(folder).path
-        checkpoint.prune(folder, 1, named=_named_elsewhere(folder))
+    saving = CheckpointWriter(folder, run.keep_checkpoints, named=_named_elsewhere(folder)) if run.keep_checkpoints else nullcontext()
+    with _metrics_from(folder / METRICS, began_at, config) as lines, run_control.caught_sigterm() as signalled, saving as writer:
+        stopped = _steps(run, trainer, writer, _control(run, signalled), lines)
+        final = resume if began_at == trainer.step_number else None
+        if writer is not None and final is None and trainer.step_number:
+            final = _last_checkpoint(writer, trainer)
     if stopped == run_control.STOP:
         return None
+    if writer is not None:
+        checkpoint.prune(folder, 1, named=writer.named)
     early = {} if stopped is None or run.allowance is None else {"ended_early": stopped, "limit_usd": run.allowance.limit_usd}
     if not trainer.step_number:
         return {**early, "steps": 0}
@@ -206,24 +220,39 @@ def _control(run: TrainingRun, signalled: Callable[[], bool]) -> Control:
     return control
 
 
-def _steps(run: TrainingRun, trainer: Any, control: Control, lines: TextIO) -> str | None:
+def _steps(run: TrainingRun, trainer: Any, writer: CheckpointWriter | None, control: Control, lines: TextIO) -> str | None:
     """Train until the end, or until ``control`` says why not."""
-    from models import checkpoint
 
-    notice, folder = run_control.PreemptionNotice(), Path(run.folder)
+    def tell(line: Mapping[str, Any]) -> None:
+        print(json.dumps(line), file=lines, flush=True)
+
+    notice = run_control.PreemptionNotice()
     while not trainer.finished:
         if stopped := control.why_stop():
             return stopped
         step = trainer.step()
         control.took(step.seconds)
-        print(json.dumps({"event": "step", "at": time.time(), **asdict(step)}), file=lines, flush=True)
-        due = step.step % run.config.checkpoint_every_steps == 0 and not trainer.finished
-        if run.keep_checkpoints and (notice.is_new() or due):
-            began = time.perf_counter()
-            trainer.save(folder)
-            checkpoint.prune(folder, run.keep_checkpoints, named=_named_elsewhere(folder))
-            control.saving_seconds = time.perf_counter() - began
+        tell({"event": "step", "at": time.time(), **asdict(step)})
+        if writer is None:
+            continue
+        for written in writer.finished():
+            checkpoint_writer.told(written, tell)
+            control.saving_seconds = written.seconds
+        preempted = notice.is_new()
+        if preempted or writer.wanted or (step.step % run.config.checkpoint_every_steps == 0 and not trainer.finished):
+            writer.save(trainer.contents())
+            if preempted:  # nobody knows how long this machine still lives
+                writer.wait()
     return None
+
+
+def _last_checkpoint(writer: CheckpointWriter, trainer: Any) -> Path:
+    """The checkpoint of now, on disk. Tried again where the disk refuses; raises CheckpointFailed when it goes on refusing."""
+    while True:
+        writer.save(trainer.contents())
+        path = writer.wait()
+        if path is not None and not writer.wanted:
+            return path
 
 
 def _held_out(run: TrainingRun, trainer: Any) -> dict[str, Any]:
