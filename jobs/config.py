@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.contract import ADDED, MoelineError, config_hash
 from models.config import ModelConfig
+from models.loop_config import LoopConfig
 from models.mixture import Mixture
 
 
@@ -181,6 +182,22 @@ class TrainConfig:
     held_out_sequences: int = 256
     workers: int = 1
     mixture: Mixture = field(default=Mixture(), metadata=ADDED)
+    schedule: str = field(default="wsd", metadata=ADDED)  # this and what follows as in models/loop_config.py
+    micro_batch_sequences: int = field(default=0, metadata=ADDED)
+    activation_checkpointing: bool = field(default=False, metadata=ADDED)
+    compile: bool = field(default=False, metadata=ADDED)
+    balance_bias_rate: float = field(default=0.0, metadata=ADDED)
+    spike_sigmas: float = field(default=0.0, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        try:
+            self.loop_config()
+        except ValueError as error:  # models know nothing of jobs' errors
+            raise MoelineError(f"This training cannot be: {error}") from error
+
+    def loop_config(self) -> LoopConfig:
+        """What of this the training loop needs to know."""
+        return LoopConfig(**{f.name: getattr(self, f.name) for f in fields(LoopConfig)})
 
     @property
     def tokens_per_step(self) -> int:

@@ -21,6 +21,8 @@ class LoopConfig:
     of steps; ``cosine`` falls along a half cosine to 10 % at the last step (``decay_fraction`` means nothing then).
     ``micro_batch_sequences``: at most so many sequences pass through the model at once, their gradients add up to the batch's; 0 is all.
     ``activation_checkpointing``: keep only each block's input and compute the rest again in backward: less memory, a third more FLOPs.
+    ``spike_sigmas``: skip a batch whose loss or gradient norm lies so many spreads above what the steps before lead to expect (models/guards.py;
+    6 is usual); 0 skips only what is not finite.
     ``compile``: blocks through torch.compile. ``balance_bias_rate``: see models/balance_bias.py; 0 is no bias.
     """
 
@@ -38,6 +40,7 @@ class LoopConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     balance_bias_rate: float = 0.0
+    spike_sigmas: float = 0.0
 
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "fp32"):
@@ -51,8 +54,8 @@ class LoopConfig:
             )
         if min(self.warmup_fraction, self.decay_fraction) < 0 or self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(f"warmup_fraction {self.warmup_fraction} and decay_fraction {self.decay_fraction} must not be negative or overlap.")
-        if self.balance_bias_rate < 0:
-            raise ValueError(f"balance_bias_rate {self.balance_bias_rate} must not be negative.")
+        if min(self.balance_bias_rate, self.spike_sigmas) < 0:
+            raise ValueError(f"balance_bias_rate {self.balance_bias_rate} and spike_sigmas {self.spike_sigmas} must not be negative.")
         if self.balance_bias_rate and self.share_at(self.steps - 1) > 0:
             raise ValueError(
                 f"The balancing bias fades with the learning rate, and with decay_fraction {self.decay_fraction} of {self.steps} steps that never falls: the "

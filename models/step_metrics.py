@@ -23,7 +23,7 @@ SCALARS = ("loss", "next_token_loss", "load_balancing_loss", "router_z", "router
 class StepMetrics:
     """One step. ``step`` counts from 1; ``tokens``: real tokens read so far (padding and skipped batches included in neither
     loss nor weights still count as read); ``loss`` is next-token nats per token; ``expert_load_max_over_mean``: busiest expert of
-    any layer over the mean (1 = balanced); ``skipped``: the weights did not move.
+    any layer over the mean (1 = balanced); ``skipped``: the weights did not move, ``skipped_because`` it was ``not finite`` or a ``spike``.
 
     Per layer: ``expert_load_min`` and ``expert_load_max``, the idlest and the busiest expert's tokens over the mean; ``expert_load_entropy``
     of their shares, 1 at balance, 0 when one expert gets all; ``starved_experts``, how many got no token. ``tokens_per_expert``: the counts
@@ -48,6 +48,7 @@ class StepMetrics:
     expert_load_entropy: tuple[float, ...]
     starved_experts: tuple[int, ...]
     tokens_per_expert: tuple[tuple[int, ...], ...] | None
+    skipped_because: str
     router_confidence: float
     router_z: float
     flops: float

@@ -20,12 +20,12 @@ from models import checkpoint, step_metrics
 from models.balance_bias import BalanceBias
 from models.config import ModelConfig
 from models.data_order import DataOrder, ShuffledOrder
+from models.guards import Guard, RepeatedSpikes
 from models.loop_config import EXECUTION, LoopConfig
 from models.packed_sequences import PackedSequences
 from models.step_metrics import Measured, StepMetrics
 from models.transformer import LossOutput, Transformer, is_target
 
-MAX_SKIPPED_IN_A_ROW = 10
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
@@ -63,8 +63,8 @@ class Trainer:
         self.model, self.loop, self.data = model.train(), loop, data
         self.step_number = 0  # steps done
         self.tokens = 0
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self.skipped_steps = 0  # of these, how many moved no weights
+        self.guard = Guard(sigmas=loop.spike_sigmas)
         self._device = next(model.parameters()).device
         self._data_digest = data.digest()
         model.run_blocks(activation_checkpointing=loop.activation_checkpointing)
@@ -79,9 +79,10 @@ class Trainer:
         return self.step_number >= self.loop.steps
 
     def step(self) -> StepMetrics:
-        """Read one batch and move the weights, unless loss or gradients are not finite: then the batch is skipped and counted.
+        """Read one batch and move the weights, unless the guard says no (models/guards.py): then the batch is skipped and counted.
 
-        Raises ValueError after the last step, FloatingPointError when ``MAX_SKIPPED_IN_A_ROW`` batches in a row were skipped.
+        Raises ValueError after the last step, RepeatedSpikes when skipping does not help and ``roll_back`` may, FloatingPointError (which
+        that is one of) when training diverged.
         """
         if self.finished:
             raise ValueError(f"All {self.loop.steps} steps are done.")
@@ -94,16 +95,48 @@ class Trainer:
             self.balance_bias.use(self.loop.share_at(self.step_number))
         vector = self._gradients(indices)
         measured = step_metrics.read(vector, self._clip(), self.model.config.n_experts)
-        if measured.finite:
+        loss, norm = measured.next_token_loss, measured.grad_norm
+        reason = self.guard.why_skip(finite=measured.finite, loss=loss, grad_norm=norm)
+        if not reason:
             self.optimizer.step()
             if self.balance_bias is not None:
                 self.balance_bias.update(measured.load.tokens_LE)
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(measured.finite)
+        self.skipped_steps += bool(reason)
+        self.guard.record(self.step_number, reason, loss=loss, grad_norm=norm)
+        n_read = self._read_past(indices)
+        metrics = self._metrics(measured, reason, n_read, rate, time.perf_counter() - began)
+        self._pass_excluded()
+        return metrics
+
+    def _read_past(self, indices: np.ndarray) -> int:
+        """Go on to the next position of the data order; the real tokens of the batch ``indices`` that lies behind."""
         n_read = int(self.data.n_tokens[indices].sum())
         self.step_number += 1
         self.tokens += n_read
-        return self._metrics(measured, n_read, rate, time.perf_counter() - began)
+        return n_read
+
+    def _pass_excluded(self) -> None:
+        """Go past batches that a roll-back left out: each still is a step of the schedule, none is trained or reported."""
+        while not self.finished and self.step_number in self.guard.excluded:
+            self._read_past(self.order.batch(self.step_number))
+            self.skipped_steps += 1
+
+    def roll_back(self, directory: Path | None, spikes: RepeatedSpikes) -> None:
+        """Continue from the checkpoint ``directory`` without the batches in ``spikes.excluded``, which become part of the state.
+
+        Whoever runs the training calls this when ``step`` raises RepeatedSpikes, on this trainer or on a new one made with the same arguments;
+        ``directory`` is the newest checkpoint of step ``spikes.before`` or earlier, None on a new trainer when there is none. Then: remove
+        the checkpoints of later steps (or a restart would resume from one) and ``save`` at once, so that a restart leaves the same batches out.
+        Raises ValueError when the checkpoint is too late, or as ``load`` does.
+        """
+        if directory is not None:
+            self.optimizer.state.clear()  # a checkpoint of step 0 has none to put in its place
+            self.load(directory)
+        if self.step_number > spikes.before:
+            raise ValueError(f"Step {self.step_number} comes after batch {spikes.before}, which is to be left out: roll back to an earlier checkpoint.")
+        self.guard.excluded, self.guard.roll_backs = list(spikes.excluded), spikes.roll_backs
+        self._pass_excluded()
 
     def _gradients(self, indices: np.ndarray) -> Tensor:
         """Add up the gradients of the sequences ``indices``, micro-batch by micro-batch; what step_metrics.on_device measured, added up.
@@ -125,13 +158,13 @@ class Trainer:
             vector = measured if start == 0 else vector + measured
         return vector
 
-    def _metrics(self, measured: Measured, n_read: int, rate: float, seconds: float) -> StepMetrics:
+    def _metrics(self, measured: Measured, reason: str, n_read: int, rate: float, seconds: float) -> StepMetrics:
         load, config = measured.load, self.model.config
         return StepMetrics(
             step=self.step_number, tokens=self.tokens, loss=measured.next_token_loss, grad_norm=measured.grad_norm, learning_rate=rate,
-            load_balancing_loss=measured.load_balancing_loss, seconds=seconds, tokens_per_second=n_read / seconds, skipped=not measured.finite,
+            load_balancing_loss=measured.load_balancing_loss, seconds=seconds, tokens_per_second=n_read / seconds, skipped=bool(reason),
             expert_load_max_over_mean=max(load.largest), expert_load_min=load.smallest, expert_load_max=load.largest, expert_load_entropy=load.entropy,
-            starved_experts=load.starved, router_confidence=measured.router_confidence, router_z=measured.router_z,
+            starved_experts=load.starved, skipped_because=reason, router_confidence=measured.router_confidence, router_z=measured.router_z,
             tokens_per_expert=load.counts() if step_metrics.heat_map_step(self.step_number, self.loop.steps) else None,
             flops=config.flops_per_token * self.loop.batch_sequences * self.data.seq_len, peak_memory_bytes=step_metrics.peak_memory_bytes(self._device),
         )  # fmt: skip
@@ -139,15 +172,6 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm, still on the device."""
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
-
-    def _count(self, finite: bool) -> None:
-        self.skipped_steps += not finite
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(
-                f"Loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} batches in a row (step {self.step_number}): training diverged. "
-                "Lower learning_rate or train in fp32, and resume from an earlier checkpoint."
-            )
 
     def _forward(self, tokens_BT: Tensor, document_ids_BT: Tensor, *, precision: str, **part: Any) -> LossOutput:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -188,7 +212,7 @@ class Trainer:
     def _state(self) -> dict:
         cuda = [t.numpy().tobytes().hex() for t in torch.cuda.get_rng_state_all()] if self._device.type == "cuda" else []
         return {
-            "step": self.step_number, "tokens": self.tokens, "skipped_steps": self.skipped_steps, "skipped_in_a_row": self._skipped_in_a_row,
+            "step": self.step_number, "tokens": self.tokens, "skipped_steps": self.skipped_steps, "guard": self.guard.state(),
             "data_position": {"seed": self.loop.seed, "next_sequence": self.step_number * self.loop.batch_sequences, "digest": self._data_digest,
                               "order": self.order.digest()},
             "loop": asdict(self.loop), "model": asdict(self.model.config),
@@ -224,12 +248,32 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Everything of ``_state`` that is not a tensor."""
         self.step_number, self.tokens = state["step"], state["tokens"]
-        self.skipped_steps, self._skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        self.skipped_steps = state["skipped_steps"]
+        if "guard" in state:
+            self.guard.restore(state["guard"])
+        else:  # from before there was one
+            self.guard.in_a_row = state["skipped_in_a_row"]
         torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]["torch"]), dtype=torch.uint8))
         if self._device.type == "cuda" and state["rng"]["cuda"]:
             torch.cuda.set_rng_state_all([torch.frombuffer(bytearray.fromhex(h), dtype=torch.uint8) for h in state["rng"]["cuda"]])
         if self.balance_bias is not None:
             self.balance_bias.bias_LE = np.array(state["balance_bias"])
+
+
+def replay(trainer: Trainer, directory: Path, step: int) -> StepMetrics:
+    """What ``step`` (from 1) of a training measured, computed again from a checkpoint before it: on the same machine and thread count bit for bit.
+
+    ``trainer`` is a new one, made with the training's arguments; it is left after that step. Raises ValueError when the checkpoint is not before
+    the step, or when the step trained nothing (its batch was left out).
+    """
+    trainer.load(directory)
+    if not trainer.step_number < step <= trainer.loop.steps:
+        raise ValueError(f"Step {step} of {trainer.loop.steps} cannot be computed from a checkpoint after step {trainer.step_number}: take an earlier one.")
+    while (metrics := trainer.step()).step < step:
+        pass
+    if metrics.step > step:
+        raise ValueError(f"Step {step} trained nothing: its batch was left out after spikes. Left out are {[p + 1 for p in trainer.guard.excluded]}.")
+    return metrics
 
 
 def _different(theirs: dict[str, Any], ours: Any) -> dict[str, tuple[Any, Any]]:
