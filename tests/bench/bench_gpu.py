@@ -20,7 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -260,57 +261,80 @@ def layers(backends: list[str]) -> None:
             free()
 
 
-def whole_models(backends: list[str], configs: dict[str, ModelConfig], tokens_per_step: list[int], profile: Path | None) -> None:
-    for name, config in configs.items():
-        for backend in backends:
-            for tokens in tokens_per_step:
-                free()
-                try:
-                    _model_steps(name, config, backend, tokens, profile)
-                except torch.OutOfMemoryError:
-                    say("model", model=name, backend=backend, tokens=tokens, result="does not fit")
-                free()
+@dataclass(frozen=True)
+class Run:
+    """Whole training steps of recipe ``model`` on ``tokens`` tokens, at most ``at_once`` of them in one pass."""
+
+    model: str
+    tokens: int
+    backend: str = "grouped_mm"
+    at_once: int = 32768
+    compile: bool = False
+    activation_checkpointing: bool = False
 
 
-def _model_steps(name: str, config: ModelConfig, backend: str, tokens: int, profile: Path | None) -> None:
-    batch = tokens // config.max_seq_len
+RUNS = (
+    *(Run("h200", tokens) for tokens in (8192, 16384, 32768)),
+    Run("h200", 32768, backend="megablocks"),
+    Run("h200", 32768, activation_checkpointing=True),
+    Run("h200", 32768, compile=True),
+    Run("h200", 131072, compile=True),
+    Run("h200", 131072),
+    Run("h200_dense", 32768),
+    Run("small_gpu", 16384),
+    Run("small_gpu", 16384, compile=True),
+)
+
+
+def whole_models(runs: Sequence[Run], profile: Path | None) -> None:
+    from jobs.recipes import RECIPES
+
+    for run in runs:
+        free()
+        try:
+            _model_steps(run, RECIPES[run.model]().model, profile)
+        except torch.OutOfMemoryError:
+            say("model", **asdict(run), result="does not fit")
+        except Exception as error:  # the others are measured all the same
+            found["failed"].append(f"{run}: {error}")
+            say("model", **asdict(run), result=f"{type(error).__name__}: {str(error)[:300]}")
+        torch.compiler.reset()
+
+
+def _model_steps(run: Run, config: ModelConfig, profile: Path | None) -> None:
+    batch = run.tokens // config.max_seq_len
     with torch.device("cuda"):
-        model = new_model(config, seed=1, experts_backend=backend)
-    trainer = Trainer(model, LoopConfig(steps=100, batch_sequences=batch, learning_rate=1e-4), _synthetic(config, 2 * batch))
+        model = new_model(config, seed=1, experts_backend=run.backend)
+    loop = LoopConfig(
+        steps=100, batch_sequences=batch, learning_rate=1e-4, micro_batch_sequences=run.at_once // config.max_seq_len, compile=run.compile,
+        activation_checkpointing=run.activation_checkpointing,
+    )  # fmt: skip
+    trainer = Trainer(model, loop, _synthetic(config, 2 * batch))
     for _ in range(3):
         trainer.step()
     torch.cuda.synchronize()
     started = time.perf_counter()
-    steps = [trainer.step() for _ in range(8)]
+    n_steps = 8 if run.tokens <= run.at_once else 3
+    losses = [trainer.step().loss for _ in range(n_steps)]
     torch.cuda.synchronize()
-    taken = (time.perf_counter() - started) / 8
-    rate = tokens / taken
+    taken = (time.perf_counter() - started) / n_steps
+    rate = run.tokens / taken
     say(
-        "model", model=name, total_b=config.params_total / 1e9, active_b=config.params_active / 1e9, backend=backend, tokens=tokens, ms=taken * 1e3,
-        tokens_per_s=rate, mfu=rate * config.flops_per_token / (PEAK_TFLOPS * 1e12), gib=torch.cuda.max_memory_allocated() / 2**30,
-        retries=torch.cuda.memory_stats()["num_alloc_retries"], loss=steps[-1].loss,
+        "model", **asdict(run), ms=taken * 1e3, tokens_per_s=rate, mfu=rate * config.flops_per_token / (PEAK_TFLOPS * 1e12),
+        gib=torch.cuda.max_memory_allocated() / 2**30, retries=torch.cuda.memory_stats()["num_alloc_retries"], loss=losses[-1],
     )  # fmt: skip
     if profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]) as profiler:
             trainer.step()
             torch.cuda.synchronize()
         with profile.open("a") as file:
-            file.write(f"\n{name} {backend} {tokens}\n" + profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90))
-
-
-def model_configs() -> dict[str, ModelConfig]:
-    """The recipes for one GPU."""
-    from jobs.recipes import RECIPES
-
-    return {name: RECIPES[name]().model for name in ("small_gpu", "h200") if name in RECIPES}
+            file.write(f"\n{run}\n" + profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="ceilings,parity,resume,layer,model")
     parser.add_argument("--backends", default=",".join(BACKENDS))
-    parser.add_argument("--tokens", default="8192,16384,32768", help="tokens per training step")
-    parser.add_argument("--models", default="", help="only these recipes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path, help="append a table of kernels per whole-model run")
     asked = parser.parse_args()
@@ -321,13 +345,12 @@ def main() -> int:
     torch.manual_seed(1)
     found["machine"] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
     print(found["machine"], flush=True)
-    configs = {k: replace(v) for k, v in model_configs().items() if not asked.models or k in asked.models.split(",")}
     todo = {
         "ceilings": ceilings,
         "parity": lambda: (parity(backends), "megablocks" in backends and parity_with_dmoe(backends), parity_of_documents(), curves(backends)),
         "resume": lambda: resume(Path(tempfile.mkdtemp())),
         "layer": lambda: layers(backends),
-        "model": lambda: whole_models([b for b in backends if b != "reference"], configs, [int(t) for t in asked.tokens.split(",")], asked.profile),
+        "model": lambda: whole_models([run for run in RUNS if run.backend in backends], asked.profile),
     }
     for part in parts:
         started = time.perf_counter()
