@@ -176,7 +176,7 @@ class Trainer:
             group["lr"] = rate
         output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
         output.loss.backward()
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip))
+        grad_norm = self._clip()
         finite = math.isfinite(float(output.loss.detach())) and math.isfinite(grad_norm)  # the norm is finite only if every gradient is
         if finite:
             self.optimizer.step()
@@ -192,6 +192,10 @@ class Trainer:
             load_balancing_loss=float(output.load_balancing_loss.detach()), seconds=seconds, tokens_per_second=n_read / seconds, skipped=not finite,
             expert_load_max_over_mean=float((load_LE.amax(1) / load_LE.mean(1).clamp(min=1e-9)).max()),
         )  # fmt: skip
+
+    def _clip(self) -> float:
+        """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip))
 
     def _count(self, finite: bool) -> None:
         self.skipped_steps += not finite

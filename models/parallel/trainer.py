@@ -1,0 +1,59 @@
+"""The training loop on several workers: the same steps as models/train_loop.py, on sharded parameters.
+
+Change here: what a step needs beyond one process. Not here: optimiser and schedule (models/train_loop.py), sharding (sharding.py),
+files of a checkpoint (checkpoint.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from models.config import ModelConfig
+from models.data_order import DataOrder
+from models.parallel.layout import Layout
+from models.parallel.sharding import ParallelTransformer, shard, whole
+from models.train_loop import LoopConfig, PackedSequences, Trainer
+
+
+def new_parallel_model(config: ModelConfig, layout: Layout, *, seed: int, experts_backend: str = "grouped_mm") -> ParallelTransformer:
+    """models.train_loop.new_model with the same weights, sharded. Each worker draws all of them once, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ParallelTransformer(config, experts_backend, layout)
+    return shard(model.to(layout.device))
+
+
+def _mesh(tensor: Tensor) -> Hashable:
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
+def _by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Lists of tensors on one mesh each: torch's list operations take no others."""
+    found: dict[Hashable, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[_mesh(tensor)].append(tensor)
+    return list(found.values())
+
+
+class ParallelTrainer(Trainer):
+    """Trainer of a sharded model: ``workers`` processes that make the same calls follow the curve of one, up to the order of sums. ``data`` and
+    ``order`` are the same on all of them; metrics are those of the whole batch, on every worker."""
+
+    def __init__(self, model: ParallelTransformer, loop: LoopConfig, data: PackedSequences, order: DataOrder | None = None) -> None:
+        super().__init__(model, loop, data, order)
+        self.layout = model.layout
+        self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
+
+    def _clip(self) -> float:
+        """Scale all gradients by their norm over all workers and meshes; returns that norm."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in params])) for params in _by_mesh(parameters)]
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        for params in _by_mesh(parameters):
+            torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
+        return float(total)
