@@ -176,7 +176,7 @@ class Trainer:
             group["lr"] = rate
         output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
         output.loss.backward()
-        grad_norm = self._clip()
+        grad_norm = float(self._clip())
         finite = math.isfinite(float(output.loss.detach())) and math.isfinite(grad_norm)  # the norm is finite only if every gradient is
         if finite:
             self.optimizer.step()
@@ -193,9 +193,9 @@ class Trainer:
             expert_load_max_over_mean=float((load_LE.amax(1) / load_LE.mean(1).clamp(min=1e-9)).max()),
         )  # fmt: skip
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm."""
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip))
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
 
     def _count(self, finite: bool) -> None:
         self.skipped_steps += not finite

@@ -84,16 +84,15 @@ def shard(model: ParallelTransformer) -> ParallelTransformer:
 
     Raises ValueError when the experts cannot be dealt out evenly.
     """
-    layout, experts = model.layout, set()
+    layout, experts, same_experts = model.layout, set(), None
     if layout.grid is not None:
         if model.config.n_experts % layout.expert_parallel:
             raise ValueError(f"{model.config.n_experts} experts cannot be dealt out to expert_parallel {layout.expert_parallel} workers evenly.")
         experts = {parameter for block in model.transformer.blocks for parameter in _deal_out(block, layout)}
+        same_experts = FSDPMeshInfo(layout.grid[SAME_EXPERTS], shard_mesh_dim=0)
 
     def place(parameter: nn.Parameter) -> ShardPlacementResult | None:
-        if parameter not in experts:
-            return None
-        return ShardPlacementResult(Shard(0), FSDPMeshInfo(layout.grid[SAME_EXPERTS], shard_mesh_dim=0))
+        return ShardPlacementResult(Shard(0), same_experts) if parameter in experts else None
 
     for block in model.transformer.blocks:
         fully_shard(block, mesh=layout.workers, shard_placement_fn=place)

@@ -49,11 +49,11 @@ class ParallelTrainer(Trainer):
         self.layout = model.layout
         self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         """Scale all gradients by their norm over all workers and meshes; returns that norm."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in params])) for params in _by_mesh(parameters)]
         total = torch.linalg.vector_norm(torch.stack(norms))
         for params in _by_mesh(parameters):
             torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
-        return float(total)
+        return total

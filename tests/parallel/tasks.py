@@ -1,0 +1,47 @@
+"""What the worker processes of tests/parallel do, and the same training in one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from models.config import ModelConfig
+from models.parallel.layout import Layout
+from models.parallel.sharding import whole
+from models.parallel.trainer import ParallelTrainer, new_parallel_model
+from models.train_loop import LoopConfig, PackedSequences, Trainer, new_model
+
+MODEL = ModelConfig(d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, ffn_hidden=48, vocab_size=64, max_seq_len=32, n_experts=8, top_k=2, moe_loss_weight=0.1)
+LOOP = LoopConfig(steps=30, batch_sequences=5, learning_rate=3e-3, precision="fp32")
+
+
+def sequences(n: int = 40, seed: int = 0) -> PackedSequences:
+    """Two documents a sequence; every sequence has another amount of padding, so that the workers' shares of the tokens differ."""
+    generator = np.random.default_rng(seed)
+    starts, count = generator.integers(0, 64, size=(n, 2)), np.arange(16)
+    tokens = np.concatenate([(starts[:, :1] + count) % 64, (starts[:, 1:] + 3 * count) % 64], axis=1)
+    return PackedSequences(tokens, [[0, 16]] * n, generator.integers(4, 33, size=n))
+
+
+def alone(**changes: Any) -> Trainer:
+    return Trainer(new_model(MODEL, seed=1), replace(LOOP, **changes), sequences())
+
+
+def parallel(expert_parallel: int = 1, **changes: Any) -> ParallelTrainer:
+    model = new_parallel_model(MODEL, Layout.of_processes(expert_parallel=expert_parallel), seed=1)
+    return ParallelTrainer(model, replace(LOOP, **changes), sequences())
+
+
+def curve(trainer: Trainer, steps: int) -> dict[str, Any]:
+    """Loss, balancing loss, gradient norm and load of every step; the weights at the end; the held-out loss."""
+    found = [trainer.step() for _ in range(steps)]
+    names = ("loss", "load_balancing_loss", "grad_norm", "expert_load_max_over_mean", "tokens")
+    weights = {name: whole(p.detach()).flatten()[:: max(1, whole(p).numel() // 50)].tolist() for name, p in trainer.model.named_parameters()}
+    held_out = trainer.held_out_loss(sequences(7, seed=5), 7)
+    return {"steps": {name: [getattr(step, name) for step in found] for name in names}, "weights": weights, "held_out": held_out}
+
+
+def train(expert_parallel: int, steps: int = 25, **changes: Any) -> dict[str, Any]:
+    return curve(parallel(expert_parallel, **changes), steps)
