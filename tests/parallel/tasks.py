@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from models.config import ModelConfig
 from models.parallel.layout import Layout
@@ -43,5 +44,22 @@ def curve(trainer: Trainer, steps: int) -> dict[str, Any]:
     return {"steps": {name: [getattr(step, name) for step in found] for name in names}, "weights": weights, "held_out": held_out}
 
 
-def train(expert_parallel: int, steps: int = 25, **changes: Any) -> dict[str, Any]:
-    return curve(parallel(expert_parallel, **changes), steps)
+def settle(trainer: Trainer) -> None:
+    """Every token on the same experts: whoever holds the others receives no row at all."""
+    with torch.no_grad():
+        for block in trainer.model.transformer.blocks:
+            block.ffn.router.layer.weight.zero_()
+
+
+def few_rows(trainer: Trainer) -> dict[str, Any]:
+    """One row a batch, all on the same experts: some workers have no row, some experts no token."""
+    settle(trainer)
+    return curve(trainer, 4)
+
+
+def train(expert_parallel: int) -> dict[str, Any]:
+    return {
+        "fp32": curve(parallel(expert_parallel), 25),
+        "bf16": curve(parallel(expert_parallel, precision="bf16"), 6),
+        "few_rows": few_rows(parallel(expert_parallel, batch_sequences=1)),
+    }
