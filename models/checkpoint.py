@@ -13,13 +13,14 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 MANIFEST, STATE = "manifest.json", "state.json"
+SHARD = "shard-"  # how the names of files that hold one worker's parts start
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 _log = logging.getLogger(__name__)
 
@@ -45,15 +46,36 @@ def write(parent: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]
     """
     from safetensors.torch import save_file  # reading a manifest needs no torch
 
-    parent.mkdir(parents=True, exist_ok=True)
-    folder, unfinished = parent / f"{_PREFIX}{step:010d}", parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
-    unfinished.mkdir()
+    unfinished = begin(parent)
     for stem, named in tensors.items():
         save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, unfinished / f"{stem}.safetensors")
+    return publish(unfinished, step=step, state=state, files=flushed(sorted(unfinished.iterdir())))
+
+
+def begin(parent: Path) -> Path:
+    """A new folder in ``parent`` for the files of a checkpoint that ``publish`` makes visible."""
+    parent.mkdir(parents=True, exist_ok=True)
+    unfinished = parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    return unfinished
+
+
+def flushed(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of ``files``, once they are on disk."""
+    found = {}
+    for path in files:
+        found[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        _flush(path)
+    return found
+
+
+def publish(unfinished: Path, *, step: int, state: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> tuple[Path, str]:
+    """Add state and manifest to the ``flushed`` files and rename all at once; see ``write``."""
+    parent, folder = unfinished.parent, unfinished.parent / f"{_PREFIX}{step:010d}"
     (unfinished / STATE).write_text(json.dumps(state, sort_keys=True, allow_nan=False))
-    files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(unfinished.iterdir())}
-    (unfinished / MANIFEST).write_text(json.dumps({"format": 1, "files": files}, indent=1, sort_keys=True))
-    for path in (*unfinished.iterdir(), unfinished):
+    listed = {**files, **flushed([unfinished / STATE])}
+    (unfinished / MANIFEST).write_text(json.dumps({"format": 1, "files": listed}, indent=1, sort_keys=True))
+    for path in (unfinished / MANIFEST, unfinished):
         _flush(path)
     digest = _sha256(unfinished / MANIFEST)
     if folder.exists():  # a rename cannot replace a folder that is not empty
@@ -85,13 +107,24 @@ def verify(path: Path) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors by file stem, state) of a checkpoint, verified first. Raises ValueError when it is damaged."""
+    """(tensors by file stem, state) of a checkpoint, verified first; written by several workers (models/parallel/sharded.py) or by one.
+
+    Raises ValueError when it is damaged.
+    """
     from safetensors.torch import load_file  # reading a manifest needs no torch
 
     verify(path)
-    names = json.loads((path / MANIFEST).read_bytes())["files"]
-    tensors = {Path(name).stem: load_file(path / name) for name in names if name.endswith(".safetensors")}
-    return tensors, json.loads((path / STATE).read_bytes())
+    names = [name for name in json.loads((path / MANIFEST).read_bytes())["files"] if name.endswith(".safetensors")]
+    if any(name.startswith(SHARD) for name in names):
+        from models.parallel import sharded
+
+        return sharded.read(path), read_state(path)
+    return {Path(name).stem: load_file(path / name) for name in names}, read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint that was verified before."""
+    return json.loads((path / STATE).read_bytes())
 
 
 def _folders(parent: Path) -> list[Path]:

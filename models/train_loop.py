@@ -25,6 +25,7 @@ from models.transformer import LossOutput, Transformer
 FINAL_SHARE = 0.1  # the learning rate decays to this share of its peak
 MAX_SKIPPED_IN_A_ROW = 10
 PADDING = -1  # document id of padding
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +225,19 @@ class Trainer:
 
     def save(self, directory: Path) -> CheckpointInfo:
         """Write a checkpoint folder ``step-<n>`` into ``directory``; see models/checkpoint.py."""
+        path, digest = checkpoint.write(Path(directory), step=self.step_number, tensors=self._tensors(), state=self._state())
+        return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
+
+    def save_and_prune(self, directory: Path, keep: int) -> None:
+        """``save``, and remove all but the newest ``keep`` checkpoints. Training may go on before it is done; the next ``save`` waits for it."""
+        self.save(directory)
+        checkpoint.prune(Path(directory), keep)
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: ``model`` and ``optimizer``, the latter as ``<parameter>.<moment>``."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         moments = {f"{names[p]}.{key}": value for p, entry in self.optimizer.state.items() for key, value in entry.items()}
-        path, digest = checkpoint.write(
-            Path(directory), step=self.step_number, tensors={"model": self.model.state_dict(), "optimizer": moments}, state=self._state(),
-        )  # fmt: skip
-        return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
+        return {"model": self.model.state_dict(), "optimizer": moments}
 
     def _state(self) -> dict:
         cuda = [t.numpy().tobytes().hex() for t in torch.cuda.get_rng_state_all()] if self._device.type == "cuda" else []
@@ -247,6 +255,16 @@ class Trainer:
         Raises ValueError when it is damaged or belongs to another model, schedule or data set.
         """
         tensors, state = checkpoint.read(Path(directory))
+        self._require_same(state, directory)
+        self.model.load_state_dict(tensors["model"])
+        for name, parameter in self.model.named_parameters():
+            moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in MOMENTS if f"{name}.{key}" in tensors["optimizer"]}
+            if moments:
+                self.optimizer.state[parameter] = {key: value.to(self._device) for key, value in moments.items()}
+        self._continue_at(state)
+
+    def _require_same(self, state: dict, directory: Path) -> None:
+        """Raise ValueError when a checkpoint's state is another training's."""
         for what, ours in (("model", asdict(self.model.config)), ("loop", asdict(self.loop))):
             if different := {k: (state[what].get(k), v) for k, v in ours.items() if state[what].get(k) != v}:
                 raise ValueError(f"Checkpoint {directory} was written by another {what} config; (its value, ours): {different}. Start a new run instead.")
@@ -255,11 +273,8 @@ class Trainer:
         ours = self.order.digest()
         if (theirs := state["data_position"].get("order", ours)) != ours:  # checkpoints from before orders had digests name none
             raise ValueError(f"Checkpoint {directory} read its sequences in order {theirs}, this training in {ours}. Start a new run instead.")
-        self.model.load_state_dict(tensors["model"])
-        for name, parameter in self.model.named_parameters():
-            moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors["optimizer"]}
-            if moments:
-                self.optimizer.state[parameter] = {key: value.to(self._device) for key, value in moments.items()}
+
+    def _continue_at(self, state: dict) -> None:
         self.step_number, self.tokens = state["step"], state["tokens"]
         self.skipped_steps, self._skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]["torch"]), dtype=torch.uint8))

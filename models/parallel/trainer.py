@@ -1,23 +1,26 @@
 """The training loop on several workers: the same steps as models/train_loop.py, on sharded parameters.
 
-Change here: what a step needs beyond one process. Not here: optimiser and schedule (models/train_loop.py), sharding (sharding.py),
-files of a checkpoint (checkpoint.py).
+Change here: what a step, a checkpoint needs beyond one process. Not here: optimiser and schedule (models/train_loop.py), sharding
+(sharding.py), files of a checkpoint (sharded.py).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from models import checkpoint
 from models.config import ModelConfig
 from models.data_order import DataOrder
+from models.parallel import sharded
 from models.parallel.layout import Layout
 from models.parallel.sharding import ParallelTransformer, shard, whole
-from models.train_loop import LoopConfig, PackedSequences, Trainer
+from models.train_loop import MOMENTS, CheckpointInfo, LoopConfig, PackedSequences, Trainer
 
 
 def new_parallel_model(config: ModelConfig, layout: Layout, *, seed: int, experts_backend: str = "grouped_mm") -> ParallelTransformer:
@@ -47,6 +50,7 @@ class ParallelTrainer(Trainer):
     def __init__(self, model: ParallelTransformer, loop: LoopConfig, data: PackedSequences, order: DataOrder | None = None) -> None:
         super().__init__(model, loop, data, order)
         self.layout = model.layout
+        self._writer = sharded.BackgroundWriter()
         self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
 
     def _clip(self) -> Tensor:
@@ -57,3 +61,43 @@ class ParallelTrainer(Trainer):
         for params in _by_mesh(parameters):
             torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
         return total
+
+    def save_and_prune(self, directory: Path, keep: int) -> None:
+        """Write a sharded checkpoint in the background while training goes on, then remove all but the newest ``keep``."""
+        self._writer.start(Path(directory), step=self.step_number, tensors=self._tensors(), state=self._state(), keep=keep)
+
+    def save(self, directory: Path) -> CheckpointInfo:
+        """Write a checkpoint whole, as one worker would, and return when it is there: the form that models are taken from. The first worker
+        gathers every tensor in its CPU memory."""
+        self._writer.wait()
+        first = self.layout.rank == 0
+        gathered: dict[str, dict[str, Tensor]] = {}
+        for stem, named in self._tensors().items():
+            gathered[stem] = {}
+            for name, tensor in named.items():
+                full = whole(tensor.detach())
+                if first:
+                    gathered[stem][name] = full.cpu()
+        written = checkpoint.write(Path(directory), step=self.step_number, tensors=gathered, state=self._state()) if first else None
+        path, digest = sharded.agreed(written)
+        return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
+
+    def load(self, directory: Path) -> None:
+        """As Trainer's, from a checkpoint of however many workers that the first one has verified (sharded.latest_valid)."""
+        directory = Path(directory)
+        state = checkpoint.read_state(directory)
+        self._require_same(state, directory)
+        there = sharded.names(directory)
+        tensors: dict[str, Tensor] = dict(self.model.state_dict())
+        for name, parameter in self.model.named_parameters():
+            made = {"step": torch.zeros((), device=self._device), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            moments = {key: made[key].detach() for key in MOMENTS if f"{name}.{key}" in there}
+            if moments:
+                self.optimizer.state[parameter] = moments
+                tensors |= {f"{name}.{key}": value for key, value in moments.items()}
+        sharded.load(directory, tensors)
+        self._continue_at(state)
+
+    def close(self) -> None:
+        """Wait for a checkpoint still being written; raises its error."""
+        self._writer.wait()

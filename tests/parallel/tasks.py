@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from models.config import ModelConfig
+from models.parallel import sharded
 from models.parallel.layout import Layout
 from models.parallel.sharding import whole
 from models.parallel.trainer import ParallelTrainer, new_parallel_model
@@ -63,3 +65,25 @@ def train(expert_parallel: int) -> dict[str, Any]:
         "bf16": curve(parallel(expert_parallel, precision="bf16"), 6),
         "few_rows": few_rows(parallel(expert_parallel, batch_sequences=1)),
     }
+
+
+def save_and_go_on(folder: str, saved: int, steps: int, expert_parallel: int) -> list[float]:
+    """Losses of ``steps`` steps; a sharded checkpoint after ``saved``, written while training goes on, and a whole one in ``whole``."""
+    trainer = parallel(expert_parallel)
+    losses = [trainer.step().loss for _ in range(saved)]
+    trainer.save(Path(folder) / "whole")
+    trainer.save_and_prune(Path(folder), 2)
+    losses += [trainer.step().loss for _ in range(steps - saved)]
+    trainer.close()
+    return losses
+
+
+def resume(folder: str, steps: int, saved: int, expert_parallel: int) -> dict[str, Any]:
+    """Continue from the newest valid checkpoint and save after ``saved`` more steps; the losses, and where it began."""
+    trainer = parallel(expert_parallel)
+    trainer.load(sharded.latest_valid(Path(folder)))
+    began_at, losses = trainer.step_number, [trainer.step().loss for _ in range(saved)]
+    trainer.save_and_prune(Path(folder), 3)
+    losses += [trainer.step().loss for _ in range(steps - saved)]
+    trainer.close()
+    return {"began_at": began_at, "losses": losses}

@@ -16,25 +16,25 @@ REPO = Path(__file__).resolve().parents[2]
 TIMEOUT = 240.0
 
 
-def together(folder: Path, workers: int, task: str, **arguments: Any) -> list[Any]:
+def together(logs: Path, workers: int, task: str, **arguments: Any) -> list[Any]:
     """What ``task`` (a function of tests/parallel/tasks.py) returned in each of ``workers`` processes. One that fails ends all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "PYTHONPATH": f"{REPO}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    call = json.dumps({"task": task, "workers": workers, "folder": str(folder), "arguments": arguments}, default=str)
-    logs = [(folder / f"{task}-{rank}.log").open("w") for rank in range(workers)]
+    call = json.dumps({"task": task, "workers": workers, "folder": str(logs), "arguments": arguments}, default=str)
+    written = [(logs / f"{task}-{rank}.log").open("w") for rank in range(workers)]
     processes = [
         subprocess.Popen([sys.executable, __file__, str(rank), call], env=env, cwd=REPO, stdout=log, stderr=subprocess.STDOUT)
-        for rank, log in enumerate(logs)
+        for rank, log in enumerate(written)
     ]  # fmt: skip
     try:
         codes = [process.wait(timeout=TIMEOUT) for process in processes]
     finally:
-        for process, log in zip(processes, logs, strict=True):
+        for process, log in zip(processes, written, strict=True):
             process.kill()
             log.close()
     for rank, code in enumerate(codes):
-        assert code == 0, f"worker {rank}: {(folder / f'{task}-{rank}.log').read_text()[-4000:]}"
-    return [json.loads((folder / f"{task}-{rank}.json").read_text()) for rank in range(workers)]
+        assert code == 0, f"worker {rank}: {(logs / f'{task}-{rank}.log').read_text()[-4000:]}"
+    return [json.loads((logs / f"{task}-{rank}.json").read_text()) for rank in range(workers)]
 
 
 def main() -> None:
