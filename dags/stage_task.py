@@ -25,7 +25,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from data_interval import resolve_interval
 
 REPO = Path(__file__).resolve().parent.parent
-RECIPES = ("tiny", "smoke", "small_gpu", "dbrx")  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
+RECIPES = (  # jobs.recipes.RECIPES; a literal because DAG files import nothing of jobs (a test compares them)
+    "tiny", "tiny_dense", "smoke", "small_cpu", "small_cpu_dense", "small_gpu", "small_gpu_dense", "h200", "h200_dense", "moe_b", "moe_b_dense", "dbrx",
+)  # fmt: skip
 RECIPE_NAME = "[a-z][a-z0-9_-]{0,63}"  # jobs.own_recipes.NAME, likewise
 CORPUS = Asset("corpus")  # emitted per data day by summarise, awaited by build_model
 

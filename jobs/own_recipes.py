@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import recipes
+from jobs import recipes, sizing
 from jobs.config import Recipe
 from jobs.contract import MoelineError
 from models.mixture import Mixture, Phase
@@ -234,10 +234,10 @@ def listing(home: Path) -> list[dict[str, Any]]:
 
 
 def _about(recipe: Recipe, own: OwnRecipe | None) -> dict[str, Any]:
+    mixture = _plain_mixture(own.mixture)["weights"] if own and own.mixture else None
     return {
-        "name": recipe.name, "base": own.base if own else None, "tokens": recipe.tokens, "params_total": recipe.model.params_total,
-        "params_active": recipe.model.params_active, "sources": list(recipe.ingest.sources), "budget_usd": recipe.budget_usd, "why": own.why if own else "",
-        "mixture": _plain_mixture(own.mixture)["weights"] if own and own.mixture else None, "problem": None,
+        "name": recipe.name, "base": own.base if own else None, "tokens": recipe.tokens, **sizing.size(recipe), "sources": list(recipe.ingest.sources),
+        "budget_usd": recipe.budget_usd, "why": own.why if own else "", "mixture": mixture, "problem": None,
     }  # fmt: skip
 
 
@@ -254,5 +254,11 @@ def render(found: list[Mapping[str, Any]]) -> str:
             total = sum(row["mixture"].values())
             sources += ", weighed " + ", ".join(f"{name} {weight / total:.0%}" for name, weight in row["mixture"].items())
         why = f" ({row['why']})" if row["why"] else ""
-        lines.append(f"{row['name']:<24} {kind}: {row['tokens']:,} tokens, {row['params_total']:,} parameters, budget ${row['budget_usd']:,.2f}{sources}{why}")
+        lines.append(f"{row['name']:<24} {kind}: {row['tokens']:,} tokens, {_sized(row)}, budget ${row['budget_usd']:,.2f}{sources}{why}")
     return "\n".join(lines) + "\n"
+
+
+def _sized(row: Mapping[str, Any]) -> str:
+    hours = f", {row['gpu_hours']:,.0f} GPU hours" if row["gpu_hours"] >= 1 else ""
+    parameters = f"{row['params_total']:,} parameters ({row['params_active']:,} active)"
+    return f"{parameters}, {row['flops']:.2g} FLOPs, {row['state_gib']:,.1f} GiB of training state{hours}"

@@ -60,6 +60,11 @@ class ModelConfig:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs per token: 6 per active matrix parameter (the input embedding is a lookup) plus attention
-        scores 12·L·d·T/2 for causal sequences of ``max_seq_len`` (PaLM appendix B, causal half)."""
+        """Training FLOPs of the model per token position, for MFU: what forward and backward need, not what recomputation or padding adds.
+
+        6 per parameter a token passes through (2 forward, 4 backward), so of the experts only ``top_k``, the router, the output layer; not
+        the input embedding, which is a lookup; norms are counted as if they were products (D per norm: DBRX 0.001 %). Plus attention
+        6·L·D·T for causal sequences of ``max_seq_len`` (half of PaLM's 12·L·D·T, appendix B); documents packed into one sequence do less.
+        Not counted: sorting by expert, softmax, rotary positions, optimiser.
+        """
         return 6.0 * (self.params_active - self.vocab_size * self.d_model) + 6.0 * self.n_layers * self.d_model * self.max_seq_len

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**21  # logits held at once: 8 MiB in float32, small enough to stay in cache and be reused by the allocator
+# Logits held at once. On a CPU 8 MiB in float32, small enough to stay in cache and be reused by the allocator; on a GPU enough rows
+# (2048 of a vocabulary of 32,768) to fill it with one matrix product.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -24,7 +26,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants else None
         grad_weight = torch.zeros_like(weight_VD, dtype=full) if wants else None
         total = torch.zeros((), dtype=full, device=hidden.device)
-        for start in range(0, len(hidden), step := max(1, CHUNK_ELEMENTS // len(weight))):
+        step = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"]) // len(weight))
+        for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             logits, target = (hidden[rows] @ weight.T).to(full), targets_N[rows, None]
             probs = logits.softmax(-1)

@@ -9,6 +9,7 @@ results of a token's K experts are added with the router's weights. No token is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
 
 MEGABLOCKS_MISSING = (
-    "experts_backend 'megablocks' was asked for, but it cannot be imported ({error}). It needs an NVIDIA GPU and its own environment: "
-    "torch 2.7.0, then `TORCH_CUDA_ARCH_LIST=9.0 pip install --no-build-isolation 'megablocks[gg]==0.10.0'`. Or choose 'grouped_mm'."
+    "experts_backend 'megablocks' was asked for, but it cannot be imported ({error}). It needs an NVIDIA GPU and wheels made for this torch: "
+    "`python infra/gpu/build_megablocks.py --out wheels` makes them and says how to install them (or, with torch 2.7.0: "
+    "`TORCH_CUDA_ARCH_LIST=9.0 pip install --no-build-isolation 'megablocks[gg]==0.10.0'`). Or choose 'grouped_mm'."
 )
 
 
@@ -49,7 +51,14 @@ def expert_forward(backend: str, x_ND: Tensor, weights: ExpertWeights, *, indice
     """
     if backend not in BACKENDS:
         raise ValueError(f"Unknown experts_backend {backend!r}. Known: {', '.join(BACKENDS)}.")
+    if weights.n_experts == 1:
+        return _dense(x_ND, weights.cast(x_ND.dtype))
     return BACKENDS[backend](x_ND, weights.cast(x_ND.dtype), indices_NK, gates_NK.to(x_ND.dtype), tokens_per_expert_E)
+
+
+def _dense(x_ND: Tensor, weights: ExpertWeights) -> Tensor:
+    """One expert takes every token with a gate of 1: a dense model, which is to pay for nothing but its three products, whatever the backend."""
+    return (F.silu(F.linear(x_ND, weights.w1)) * F.linear(x_ND, weights.v1)) @ weights.w2
 
 
 def _reference(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_NK: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
@@ -62,6 +71,20 @@ def _reference(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_N
         y = (F.silu(x @ w1_EFD[expert].T) * (x @ v1_EFD[expert].T)) @ w2_EFD[expert]
         out_ND = out_ND.index_add(0, token, y * gates_NK[token, slot, None])
     return out_ND
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+@functools.cache
+def _compiled_swiglu() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(_swiglu, dynamic=True)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``; on a GPU one kernel each way instead of six, and the product is not kept for the backward pass."""
+    return _compiled_swiglu()(gate, up) if gate.is_cuda and not torch.compiler.is_compiling() else _swiglu(gate, up)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -114,7 +137,7 @@ def _grouped_mm(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_
     x_RD = _Dispatch.apply(x_ND, token_R, row_NK)
     gate_RF = F.grouped_mm(x_RD, w1_EFD.transpose(-2, -1), offs=ends_E)
     up_RF = F.grouped_mm(x_RD, v1_EFD.transpose(-2, -1), offs=ends_E)
-    y_RD = F.grouped_mm(F.silu(gate_RF) * up_RF, w2_EFD, offs=ends_E)
+    y_RD = F.grouped_mm(swiglu(gate_RF, up_RF), w2_EFD, offs=ends_E)
     return _Combine.apply(y_RD, gates_NK, token_R, row_NK)
 
 
@@ -153,7 +176,7 @@ def _megablocks(x_ND: Tensor, weights: ExpertWeights, indices_NK: Tensor, gates_
     w1_EFD, v1_EFD, w2_EFD = weights.by_expert()
     sizes_E = tokens_per_expert_E.cpu().to(torch.long)  # grouped_gemm 0.3.0 reads the counts on the host
     x_RD = ops.gather(x_ND, order_R, experts_R, bins_E, top_k)
-    hidden_RF = F.silu(gmm(x_RD, w1_EFD, sizes_E, trans_b=True)) * gmm(x_RD, v1_EFD, sizes_E, trans_b=True)
+    hidden_RF = swiglu(gmm(x_RD, w1_EFD, sizes_E, trans_b=True), gmm(x_RD, v1_EFD, sizes_E, trans_b=True))
     y_RD = gmm(hidden_RF, w2_EFD, sizes_E)
     return ops.scatter(y_RD, order_R, experts_R, gates_NK.flatten(), bins_E, top_k).to(dtype)
 

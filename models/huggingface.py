@@ -1,6 +1,7 @@
 """Model folders in Hugging Face's DBRX layout: config.json, safetensors, tokenizer. Written and read without transformers.
 
-Change here: the folder's format. Not here: parameter names, which are DBRX's already (transformer.py).
+Change here: the folder's format. Not here: parameter names, which are DBRX's already (transformer.py), how weights lie in files
+(weight_files.py).
 
 Two traps (transformers 5.23): ``attn_config.rope_theta`` is ignored there and a top-level ``rope_theta`` is used, while older
 versions and Databricks' own code read the nested one. So theta is written in both places, and disagreement is an error on reading.
@@ -14,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from models import weight_files
 from models.config import ModelConfig
 from models.transformer import Transformer
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def export(
@@ -34,9 +33,8 @@ def export(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     pad_id = eos_id if pad_id is None else pad_id
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    dtype = str(tensors["lm_head.weight"].dtype).removeprefix("torch.")
-    _write_weights(tensors, directory, max_shard_bytes)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    weight_files.write(model.state_dict(), directory, max_shard_bytes)
     _write_json(directory / "config.json", _config_json(config, dtype, eos_id, pad_id))
     _write_json(directory / "generation_config.json", {"eos_token_id": eos_id, "pad_token_id": pad_id})
     if tokenizer_json is not None:
@@ -46,18 +44,13 @@ def export(
 def load(directory: Path, *, experts_backend: str = "grouped_mm") -> tuple[Transformer, ModelConfig]:
     """(model in eval mode on CPU in the stored dtype, its config) from a DBRX folder written by ``export`` or by transformers.
 
-    Reads safetensors only. Raises ValueError for another architecture or when weights are missing.
+    Reads safetensors only. Raises ValueError for another architecture or when weights are missing or damaged.
     """
     directory = Path(directory)
     config = read_config(directory)
-    tensors = _read_weights(directory)
     with torch.device("meta"):
         model = Transformer(config, experts_backend)
-    expected, found = ({name: tensor.shape for name, tensor in named.items()} for named in (model.state_dict(), tensors))
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong:
-        raise ValueError(f"{directory}: {len(wrong)} weights are missing, unknown or of another shape, for example {wrong[:3]}. Is config.json its own?")
-    model.load_state_dict(tensors, assign=True)
+    weight_files.read_into(model, directory)
     return model.eval(), config
 
 
@@ -68,22 +61,27 @@ def read_config(directory: Path) -> ModelConfig:
         raw = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read ({error}). Give the folder of a Hugging Face DBRX model.") from error
-    if raw.get("model_type") != "dbrx":
-        raise ValueError(f"{file} describes a {raw.get('model_type')!r} model; only 'dbrx' can be loaded here.")
+    if not isinstance(raw, dict) or raw.get("model_type") != "dbrx":
+        raise ValueError(f"{file} describes a {raw.get('model_type') if isinstance(raw, dict) else raw!r:.80} model; only 'dbrx' can be loaded here.")
     attention, ffn = raw.get("attn_config") or {}, raw.get("ffn_config") or {}
-    activation, power = (ffn.get("ffn_act_fn") or {"name": "silu"}).get("name"), ffn.get("moe_normalize_expert_weights", 1)
+    if not isinstance(attention, dict) or not isinstance(ffn, dict):
+        raise ValueError(f"{file}: attn_config and ffn_config must be objects. Give a complete DBRX config.")
+    act, power = ffn.get("ffn_act_fn") or {"name": "silu"}, ffn.get("moe_normalize_expert_weights", 1)
+    activation = act.get("name") if isinstance(act, dict) else act
     if activation != "silu" or power != 1:
         raise ValueError(f"{file}: activation {activation!r} and moe_normalize_expert_weights {power!r} are not supported, only 'silu' and 1.")
-    clip = attention.get("clip_qkv")
+    clip, theta = attention.get("clip_qkv"), _rope_theta(file, raw)
     try:
         return ModelConfig(
             d_model=raw["d_model"], n_heads=raw["n_heads"], n_kv_heads=attention["kv_n_heads"], n_layers=raw["n_layers"],
             ffn_hidden=ffn["ffn_hidden_size"], vocab_size=raw["vocab_size"], max_seq_len=raw["max_seq_len"], n_experts=ffn["moe_num_experts"],
-            top_k=ffn["moe_top_k"], clip_qkv=math.inf if clip is None else clip, rope_theta=_rope_theta(file, raw),
+            top_k=ffn["moe_top_k"], clip_qkv=math.inf if clip is None else clip, rope_theta=theta,
             moe_loss_weight=ffn.get("moe_loss_weight", 0.05), init_std=raw.get("initializer_range", 0.02),
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{file} has no {error}. Give a complete DBRX config.") from error
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"{file} gives sizes that cannot be: {error}. Give a complete DBRX config.") from error
 
 
 def _rope_theta(file: Path, raw: dict[str, Any]) -> float:
@@ -119,41 +117,6 @@ def _config_json(config: ModelConfig, dtype: str, eos_id: int, pad_id: int) -> d
 
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _write_weights(tensors: dict[str, Tensor], directory: Path, max_shard_bytes: int) -> None:
-    from safetensors.torch import save_file  # the configs of a folder can be read without it
-
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
-        filled += tensor.nbytes
-    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for old in [*directory.glob("model*.safetensors"), directory / INDEX]:  # a folder written twice must not mix two models
-        old.unlink(missing_ok=True)
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, directory / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(directory / INDEX, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map})
-
-
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file  # the configs of a folder can be read without it
-
-    names = {SINGLE}
-    if (directory / INDEX).is_file():
-        names = set(json.loads((directory / INDEX).read_bytes())["weight_map"].values())
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(names):
-        if Path(name).name != name or not (directory / name).is_file():
-            raise ValueError(f"{directory} has no {name}. Only safetensors weights are read; convert pickled ones first.")
-        tensors.update(load_file(directory / name))
-    return tensors
 
 
 def _write_tokenizer(directory: Path, tokenizer_json: bytes, eos_id: int, pad_id: int, max_length: int) -> None:

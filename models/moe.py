@@ -39,9 +39,16 @@ def load_balancing_loss(*, scores_per_layer: Sequence[Tensor], tokens_per_expert
     return torch.stack(products).sum() * (weight * n_experts / (len(products) * max(1, n_tokens) ** 2 * top_k))
 
 
-def router_z_loss(*, logits_per_layer: Sequence[Tensor], weight: float) -> Tensor:
-    """ST-MoE's router z-loss (Zoph et al. 2022, eq. 5): ``weight`` times the mean squared logsumexp of the router logits."""
-    return weight * torch.stack([logits.logsumexp(-1).square().mean() for logits in logits_per_layer]).mean()
+def router_z(logits_per_layer: Sequence[Tensor]) -> Tensor:
+    """ST-MoE's router z-loss before its weight (Zoph et al. 2022, eq. 5): the mean squared logsumexp of the router logits, over tokens and
+    layers; 0 without tokens."""
+    sums = [logits_NE.logsumexp(-1).square().sum() for logits_NE in logits_per_layer]
+    return torch.stack(sums).sum() / (len(sums) * max(1, len(logits_per_layer[0])))
+
+
+def mean_confidence(scores_per_layer: Sequence[Tensor]) -> Tensor:
+    """Mean over tokens and layers of the probability of a token's best expert: 1/E when the router is undecided; 0 without tokens."""
+    return torch.stack([scores_NE.amax(-1).sum() for scores_NE in scores_per_layer]).sum() / (len(scores_per_layer) * max(1, len(scores_per_layer[0])))
 
 
 def route(logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import checkpoint
+from models import checkpoint, step_metrics
 from models.config import ModelConfig
 from models.data_order import DataOrder, ShuffledOrder
+from models.step_metrics import Measured, StepMetrics
 from models.transformer import LossOutput, Transformer
 
 FINAL_SHARE = 0.1  # the learning rate decays to this share of its peak
@@ -56,24 +57,6 @@ class LoopConfig:
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         fall = min(1.0, (self.steps - 1 - step) / decay) if decay else 1.0
         return self.learning_rate * rise * (FINAL_SHARE + (1 - FINAL_SHARE) * max(0.0, fall))
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """One step. ``step`` counts from 1; ``tokens``: real tokens read so far (padding and skipped batches included in neither
-    loss nor weights still count as read); ``loss`` is next-token nats per token; ``expert_load_max_over_mean``: busiest expert of
-    any layer over the mean (1 = balanced); ``skipped``: loss or gradients were not finite, weights did not move."""
-
-    step: int
-    tokens: int
-    loss: float
-    load_balancing_loss: float
-    grad_norm: float
-    learning_rate: float
-    seconds: float
-    tokens_per_second: float
-    expert_load_max_over_mean: float
-    skipped: bool
 
 
 @dataclass(frozen=True)
@@ -177,25 +160,39 @@ class Trainer:
             group["lr"] = rate
         output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
         output.loss.backward()
+<<<<<<< HEAD
         grad_norm = float(self._clip())
         finite = math.isfinite(float(output.loss.detach())) and math.isfinite(grad_norm)  # the norm is finite only if every gradient is
         if finite:
+=======
+        measured = step_metrics.read(step_metrics.on_device(output), self._clip(), self.model.config.n_experts)
+        if measured.finite:
+>>>>>>> main
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(finite)
+        self._count(measured.finite)
         n_read = int(self.data.n_tokens[indices].sum())
         self.step_number += 1
         self.tokens += n_read
-        seconds = time.perf_counter() - began
-        load_LE = output.tokens_per_expert_LE.float()
+        return self._metrics(measured, n_read, rate, time.perf_counter() - began)
+
+    def _metrics(self, measured: Measured, n_read: int, rate: float, seconds: float) -> StepMetrics:
+        load, config = measured.load, self.model.config
         return StepMetrics(
-            step=self.step_number, tokens=self.tokens, loss=float(output.next_token_loss.detach()), grad_norm=grad_norm, learning_rate=rate,
-            load_balancing_loss=float(output.load_balancing_loss.detach()), seconds=seconds, tokens_per_second=n_read / seconds, skipped=not finite,
-            expert_load_max_over_mean=float((load_LE.amax(1) / load_LE.mean(1).clamp(min=1e-9)).max()),
+            step=self.step_number, tokens=self.tokens, loss=measured.next_token_loss, grad_norm=measured.grad_norm, learning_rate=rate,
+            load_balancing_loss=measured.load_balancing_loss, seconds=seconds, tokens_per_second=n_read / seconds, skipped=not measured.finite,
+            expert_load_max_over_mean=max(load.largest), expert_load_min=load.smallest, expert_load_max=load.largest, expert_load_entropy=load.entropy,
+            starved_experts=load.starved, router_confidence=measured.router_confidence, router_z=measured.router_z,
+            tokens_per_expert=load.counts() if step_metrics.heat_map_step(self.step_number, self.loop.steps) else None,
+            flops=config.flops_per_token * self.loop.batch_sequences * self.data.seq_len, peak_memory_bytes=step_metrics.peak_memory_bytes(self._device),
         )  # fmt: skip
 
     def _clip(self) -> Tensor:
+<<<<<<< HEAD
         """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm."""
+=======
+        """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm, still on the device."""
+>>>>>>> main
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
 
     def _count(self, finite: bool) -> None:

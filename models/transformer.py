@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
 from models.kv_cache import BLOCK, KVCache, rounded_up
-from models.moe import MoE, RouterStats, load_balancing_loss
+from models.moe import MoE, RouterStats, load_balancing_loss, mean_confidence, router_z
+from models.varlen_attention import attend_documents, document_ends, fits
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,16 @@ class ModelOutput:
 @dataclass(frozen=True)
 class LossOutput:
     """``loss`` = ``next_token_loss`` (mean nats per predicted token) + ``load_balancing_loss``; ``n_tokens`` predicted tokens;
-    ``tokens_per_expert_LE`` int64."""
+    ``tokens_per_expert_LE`` int64; ``router_confidence``: mean probability of a token's best expert; ``router_z``: mean squared logsumexp
+    of the router logits (both over tokens and layers, without gradient)."""
 
     loss: Tensor
     next_token_loss: Tensor
     load_balancing_loss: Tensor
     n_tokens: int
     tokens_per_expert_LE: Tensor
+    router_confidence: Tensor
+    router_z: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class _Context:
     cos: Tensor  # (B or 1, T, 1, head_dim)
     sin: Tensor
     mask: Tensor | None  # (B or 1, 1, T, S) added to the scores; None: plain causal
+    ends: Tensor | None  # where documents begin and end in the flattened batch, instead of a mask (varlen_attention)
     counted_N: Tensor | None
     cache: KVCache | None
 
@@ -115,7 +120,10 @@ class Attention(nn.Module):
         qkv = self.Wqkv(x_BTD).clamp(-self.config.clip_qkv, self.config.clip_qkv)
         qkv = qkv.unflatten(-1, (n_heads + 2 * n_kv, self.config.head_dim))  # (B, T, heads, head_dim)
         qk = rotate(qkv[:, :, : n_heads + n_kv], context.cos.to(qkv.dtype), context.sin.to(qkv.dtype))
-        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, :n_heads], qk[:, :, n_heads:], qkv[:, :, n_heads + n_kv :]))
+        parts = qk[:, :, :n_heads], qk[:, :, n_heads:], qkv[:, :, n_heads + n_kv :]
+        if context.ends is not None:
+            return self.out_proj(attend_documents(*parts, context.ends).flatten(2))
+        q, k, v = (part.transpose(1, 2) for part in parts)
         if context.cache is not None:
             return self.out_proj(context.cache.attend(layer, q, k, v).transpose(1, 2).flatten(2))
         mask = context.mask.to(q.dtype) if context.mask is not None else None
@@ -224,7 +232,9 @@ class Transformer(nn.Module):
             top_k=self.config.top_k, weight=self.config.moe_loss_weight,
         )  # fmt: skip
         tokens_per_expert_LE = torch.stack([s.tokens_per_expert_E for s in router])
-        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE)
+        with torch.no_grad():
+            confidence, z = mean_confidence([s.scores_NE for s in router]), router_z([s.logits_NE for s in router])
+        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE, confidence, z)
 
     def _run(
         self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None
@@ -243,7 +253,8 @@ class Transformer(nn.Module):
         self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None
     ) -> _Context:
         n_positions, device = tokens_BT.shape[1], tokens_BT.device
-        counted_N = allowed = None
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.lm_head.weight.dtype
+        counted_N = allowed = ends = None
         if cache is not None:
             if document_ids_BT is not None:
                 raise ValueError("A KV cache continues one document per row: give either document_ids_BT or cache, not both.")
@@ -252,14 +263,17 @@ class Transformer(nn.Module):
         elif lengths_B is not None:
             raise ValueError("lengths_B only has a meaning with a cache: mark padding in document_ids_BT by -1.")
         elif document_ids_BT is not None:
-            causal = torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()
-            allowed = causal & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
-            positions = document_positions(document_ids_BT) if positions is None else positions
+            within_document = document_positions(document_ids_BT)
+            if fits(device, dtype, self.config.head_dim):
+                ends = document_ends(within_document)
+            else:
+                causal = torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()
+                allowed = causal & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])
+            positions = within_document if positions is None else positions
             counted_N = (document_ids_BT.flatten() >= 0).nonzero().squeeze(1)
             counted_N = None if len(counted_N) == document_ids_BT.numel() else counted_N
         elif positions is None:
             positions = torch.arange(n_positions, device=device)
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.lm_head.weight.dtype
         positions = positions if positions.ndim == 2 else positions[None]
         if cache is None:
             cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
@@ -269,4 +283,4 @@ class Transformer(nn.Module):
         mask = None
         if allowed is not None:  # built once for all layers
             mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]
-        return _Context(cos[:, :, None], sin[:, :, None], mask, counted_N, cache)
+        return _Context(cos[:, :, None], sin[:, :, None], mask, ends, counted_N, cache)

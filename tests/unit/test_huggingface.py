@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models import huggingface
@@ -69,6 +74,14 @@ def test_we_compute_transformers_logits_from_its_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(tmp_path), theirs(tmp_path), rtol=0, atol=1e-6)
 
 
+def test_transformers_computes_the_logits_of_a_dense_twin(tmp_path: Path) -> None:
+    config = replace(CONFIG, n_experts=1, top_k=1, ffn_hidden=4 * CONFIG.ffn_hidden, moe_loss_weight=0.0)
+    model = new_model(config, seed=4)
+    huggingface.export(model, config, tmp_path, None)
+    with torch.no_grad():  # one expert is a plain product whatever the backend, so float64 is no problem for the default one
+        torch.testing.assert_close(model.double()(tokens()).logits_BTV, theirs(tmp_path), rtol=0, atol=1e-6)
+
+
 def test_rope_theta_is_written_in_both_places_and_transformers_uses_it(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
@@ -90,7 +103,14 @@ def test_disagreeing_thetas_are_an_error(tmp_path: Path) -> None:
         huggingface.load(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{}, {"clip_qkv": math.inf, "rope_theta": 10_000.0, "top_k": 1, "moe_loss_weight": 0.01}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"clip_qkv": math.inf, "rope_theta": 10_000.0, "top_k": 1, "moe_loss_weight": 0.01},
+        {"n_experts": 1, "top_k": 1, "moe_loss_weight": 0.0},  # a dense twin
+    ],
+)
 def test_config_and_weights_survive_export_and_load(tmp_path: Path, change: dict) -> None:
     config = replace(CONFIG, **change)
     model = new_model(config, seed=2)
@@ -133,6 +153,103 @@ def test_transformers_generates_from_our_folder(tmp_path: Path) -> None:
     huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None, eos_id=0, pad_id=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape[1] <= 7
+
+
+OLD = os.environ.get("MOELINE_TRANSFORMERS_4")
+
+
+@pytest.mark.skipif(not OLD, reason="MOELINE_TRANSFORMERS_4 names no python with transformers 4.57 (tests/oracles/dbrx_logits.py says how to make one)")
+@pytest.mark.parametrize("change", [{}, {"n_experts": 1, "top_k": 1, "moe_loss_weight": 0.0}], ids=["experts", "dense"])
+def test_transformers_4_and_we_load_each_others_folders(tmp_path: Path, change: dict) -> None:
+    """In a process of its own: two versions cannot be imported into one."""
+
+    def old(*arguments: object) -> None:
+        script = Path(__file__).parents[1] / "oracles" / "dbrx_logits.py"
+        subprocess.run([OLD, str(script), *map(str, arguments)], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
+
+    ours_file, theirs_folder = tmp_path / "ours.safetensors", tmp_path / "theirs"
+    save_file({"tokens": tokens()}, tmp_path / "tokens.safetensors")
+    config = replace(CONFIG, **change)
+    huggingface.export(new_model(config, seed=1), config, tmp_path / "ours", None, max_shard_bytes=200_000)
+    old("logits", tmp_path / "ours", tmp_path / "tokens.safetensors", ours_file)
+    torch.testing.assert_close(ours(tmp_path / "ours"), load_file(ours_file)["logits"], rtol=0, atol=1e-6)
+    old("write", theirs_folder)
+    old("logits", theirs_folder, tmp_path / "tokens.safetensors", tmp_path / "theirs.safetensors")
+    assert huggingface.read_config(theirs_folder).rope_theta == 500_000.0
+    torch.testing.assert_close(ours(theirs_folder), load_file(tmp_path / "theirs.safetensors")["logits"], rtol=0, atol=1e-6)
+
+
+def test_a_folder_is_written_and_read_a_file_at_a_time(tmp_path: Path) -> None:
+    """Peak memory of a process that exports a model and one that loads it: the model and little more, however many files there are."""
+    program = """
+import resource, sys, pathlib, torch
+from models import huggingface
+from models.config import ModelConfig
+from models.train_loop import new_model
+directory, what = pathlib.Path(sys.argv[1]), sys.argv[2]
+config = ModelConfig(d_model=256, n_heads=4, n_kv_heads=2, n_layers=6, ffn_hidden=1024, vocab_size=1024, max_seq_len=64)
+model = new_model(config, seed=1).bfloat16() if what == "export" else None
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+if what == "export":
+    huggingface.export(model, config, directory, None, max_shard_bytes=20_000_000)
+else:
+    import safetensors.torch
+    before = peak()
+    model, _ = huggingface.load(directory)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+print((peak() - before) / sum(p.nbytes for p in model.parameters()))
+"""
+    grown = {}
+    for what in ("export", "load"):
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path), what], check=True, capture_output=True, text=True, timeout=300)
+        grown[what] = float(done.stdout)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    assert grown["export"] < 0.6 and grown["load"] < 1.3
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model-00002-of-00003.safetensors", None, "has no model-00002-of-00003"),
+        ("model-00002-of-00003.safetensors", b"", "not a whole safetensors file"),
+        ("model-00002-of-00003.safetensors", "half", "not a whole safetensors file"),
+        ("model-00002-of-00003.safetensors", "twice", "in two files"),
+        ("model.safetensors.index.json", b"{", "no index of weights"),
+        ("model.safetensors.index.json", b'{"weight_map": ["a"]}', "no index of weights"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../../secret.safetensors"}}', "has no ../../secret"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 3}}', "has no 3"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "model-00001-of-00003.safetensors"}}', "missing, unknown or of another shape"),
+        ("config.json", b"[1]", "only 'dbrx'"),
+        ("config.json", b'{"model_type": "dbrx", "attn_config": 3}', "must be objects"),
+        ("config.json", b'{"model_type": "dbrx", "ffn_config": {"ffn_act_fn": "gelu"}}', "'gelu'"),
+        ("config.json", "n_heads", "sizes that cannot be"),
+    ],
+)
+def test_a_damaged_folder_is_an_error_that_names_the_file(tmp_path: Path, file: str, content: bytes | str | None, message: str) -> None:
+    huggingface.export(new_model(CONFIG, seed=1), CONFIG, tmp_path, None, max_shard_bytes=400_000)
+    assert (tmp_path / "model-00003-of-00003.safetensors").is_file()
+    damaged = tmp_path / file
+    if content is None:
+        damaged.unlink()
+    elif content == "half":
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    elif content == "twice":
+        damaged.write_bytes((tmp_path / "model-00001-of-00003.safetensors").read_bytes())
+    elif content == "n_heads":
+        damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {"n_heads": "6"}))
+    else:
+        damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        huggingface.load(tmp_path)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) -> None:
+    model = new_model(CONFIG, seed=1)
+    huggingface.export(model, CONFIG, tmp_path, None)
+    save_file({name: weight.to(torch.int8) for name, weight in model.state_dict().items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="type I8"):
+        huggingface.load(tmp_path)
 
 
 @pytest.mark.parametrize(

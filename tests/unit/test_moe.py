@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.config import ModelConfig
-from models.moe import MoE, count_tokens, load_balancing_loss, route, router_z_loss
+from models.moe import MoE, count_tokens, load_balancing_loss, mean_confidence, route, router_z
 
 CONFIG = ModelConfig(d_model=16, n_heads=2, n_kv_heads=1, n_layers=1, ffn_hidden=24, vocab_size=32, max_seq_len=16)
 
@@ -70,7 +70,14 @@ def test_load_balancing_loss_of_no_tokens_is_zero() -> None:
 
 
 def test_z_loss_of_uniform_logits_is_the_squared_log_of_the_expert_count() -> None:
-    assert router_z_loss(logits_per_layer=[torch.zeros(5, 16)], weight=0.5).item() == pytest.approx(0.5 * 2.772588722**2, rel=1e-6)
+    assert router_z([torch.zeros(5, 16)]).item() == pytest.approx(2.772588722**2, rel=1e-6)
+    assert router_z([torch.zeros(0, 16)]).item() == 0.0
+
+
+def test_router_confidence_is_the_mean_of_the_best_scores_over_tokens_and_layers() -> None:
+    first, second = torch.tensor([[0.7, 0.3], [0.5, 0.5]]), torch.tensor([[0.1, 0.9], [0.2, 0.8]])
+    assert mean_confidence([first, second]).item() == pytest.approx((0.7 + 0.5 + 0.9 + 0.8) / 4)
+    assert mean_confidence([torch.zeros(0, 2)]).item() == 0.0
 
 
 def test_gates_are_the_top_scores_divided_by_their_sum() -> None:

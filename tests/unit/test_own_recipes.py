@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli, own_recipes, recipes, run
+from jobs import cli, own_recipes, recipes, run, sizing
 from jobs.config import STAGES
 from jobs.contract import MoelineError
 from jobs.own_recipes import OwnRecipe
@@ -181,7 +181,7 @@ def test_links_folders_and_pipes_are_not_read(tmp_path):
 
 def test_an_unknown_recipe_lists_the_built_in_and_own_ones(tmp_path):
     own_recipes.save(tmp_path, "more", MORE)
-    with pytest.raises(MoelineError, match="Known recipes: dbrx, more, small_gpu, smoke, tiny"):
+    with pytest.raises(MoelineError, match="Known recipes: dbrx, h200, h200_dense, moe_b, moe_b_dense, more, small_cpu"):
         recipes.load("mroe", home=tmp_path)
 
 
@@ -191,6 +191,7 @@ def test_the_commands_take_its_name(env, capsys):
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(listed) == [*recipes.RECIPES, "more"] and listed["more"] == {
         **listed["smoke"],
+        **sizing.size(recipes.load("more", home=env.home)),
         "name": "more",
         "base": "smoke",
         "tokens": 90_112,
