@@ -160,14 +160,8 @@ class Trainer:
             group["lr"] = rate
         output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
         output.loss.backward()
-<<<<<<< HEAD
-        grad_norm = float(self._clip())
-        finite = math.isfinite(float(output.loss.detach())) and math.isfinite(grad_norm)  # the norm is finite only if every gradient is
-        if finite:
-=======
         measured = step_metrics.read(step_metrics.on_device(output), self._clip(), self.model.config.n_experts)
         if measured.finite:
->>>>>>> main
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(measured.finite)
@@ -188,11 +182,7 @@ class Trainer:
         )  # fmt: skip
 
     def _clip(self) -> Tensor:
-<<<<<<< HEAD
-        """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm."""
-=======
         """Scale the gradients down to ``grad_clip`` if their global norm is larger; returns that norm, still on the device."""
->>>>>>> main
         return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.grad_clip)
 
     def _count(self, finite: bool) -> None:

@@ -8,11 +8,7 @@ Shape suffixes: N tokens, K experts per token, E experts, W workers, R rows sent
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Sequence
->>>>>>> main
 from typing import Any
 
 import torch
@@ -71,12 +67,7 @@ def expert_parallel(backend: str) -> str:
         counts_WE, sent, received = _splits(tokens_per_expert_E, local.n_experts, group)
         x_SD = _Exchange.apply(x_RD, sent, received, group)
         expert_S = torch.arange(local.n_experts, device=x_SD.device).repeat(len(counts_WE)).repeat_interleave(counts_WE.flatten(), output_size=len(x_SD))
-<<<<<<< HEAD
         y_RD = _Exchange.apply(_own_experts(inner, x_SD, local, expert_S, counts_WE.sum(0)), received, sent, group)
-=======
-        y_SD = inner(x_SD, local, expert_S[:, None], x_SD.new_ones(len(x_SD), 1), counts_WE.sum(0))
-        y_RD = _Exchange.apply(y_SD, received, sent, group)
->>>>>>> main
         y_NKD = _Permute.apply(y_RD, row_R, order_R).unflatten(0, indices_NK.shape)
         return torch.bmm(gates_NK.unsqueeze(1), y_NKD).squeeze(1)
 
@@ -84,7 +75,6 @@ def expert_parallel(backend: str) -> str:
     return name
 
 
-<<<<<<< HEAD
 def _own_experts(inner: Callable[..., Tensor], x_SD: Tensor, local: ExpertWeights, expert_S: Tensor, counts_E: Tensor) -> Tensor:
     """Each received row through its expert. Without any row a row of zeros goes through, whose result nobody reads: the backward pass must
     reach the exchange on every worker, and kernels refuse to multiply nothing."""
@@ -94,8 +84,6 @@ def _own_experts(inner: Callable[..., Tensor], x_SD: Tensor, local: ExpertWeight
     return inner(x_SD, local, expert_S[:, None], x_SD.new_ones(len(x_SD), 1), counts_E)[:n]
 
 
-=======
->>>>>>> main
 def _splits(tokens_per_expert_E: Tensor, n_local: int, group: dist.ProcessGroup) -> tuple[Tensor, list[int], list[int]]:
     """(rows received per worker and own expert (W, E / W), rows sent per worker, rows received per worker); the host waits for them."""
     sent_WE = tokens_per_expert_E.view(-1, n_local)

@@ -1,28 +1,19 @@
 """The training loop on several workers: the same steps as models/train_loop.py, on sharded parameters.
 
-<<<<<<< HEAD
 Change here: what a step, a checkpoint needs beyond one process. Not here: optimiser and schedule (models/train_loop.py), sharding
 (sharding.py), files of a checkpoint (sharded.py).
-=======
-Change here: what a step needs beyond one process. Not here: optimiser and schedule (models/train_loop.py), sharding (sharding.py),
-files of a checkpoint (checkpoint.py).
->>>>>>> main
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-<<<<<<< HEAD
 from pathlib import Path
-=======
->>>>>>> main
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-<<<<<<< HEAD
 from models import checkpoint
 from models.config import ModelConfig
 from models.data_order import DataOrder
@@ -30,13 +21,6 @@ from models.parallel import sharded
 from models.parallel.layout import Layout
 from models.parallel.sharding import ParallelTransformer, shard, whole
 from models.train_loop import MOMENTS, CheckpointInfo, LoopConfig, PackedSequences, Trainer
-=======
-from models.config import ModelConfig
-from models.data_order import DataOrder
-from models.parallel.layout import Layout
-from models.parallel.sharding import ParallelTransformer, shard, whole
-from models.train_loop import LoopConfig, PackedSequences, Trainer
->>>>>>> main
 
 
 def new_parallel_model(config: ModelConfig, layout: Layout, *, seed: int, experts_backend: str = "grouped_mm") -> ParallelTransformer:
@@ -66,10 +50,7 @@ class ParallelTrainer(Trainer):
     def __init__(self, model: ParallelTransformer, loop: LoopConfig, data: PackedSequences, order: DataOrder | None = None) -> None:
         super().__init__(model, loop, data, order)
         self.layout = model.layout
-<<<<<<< HEAD
         self._writer = sharded.BackgroundWriter()
-=======
->>>>>>> main
         self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
 
     def _clip(self) -> Tensor:
@@ -80,7 +61,6 @@ class ParallelTrainer(Trainer):
         for params in _by_mesh(parameters):
             torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
         return total
-<<<<<<< HEAD
 
     def save_and_prune(self, directory: Path, keep: int) -> None:
         """Write a sharded checkpoint in the background while training goes on, then remove all but the newest ``keep``."""
@@ -121,5 +101,3 @@ class ParallelTrainer(Trainer):
     def close(self) -> None:
         """Wait for a checkpoint still being written; raises its error."""
         self._writer.wait()
-=======
->>>>>>> main

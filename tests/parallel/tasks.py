@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-<<<<<<< HEAD
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,6 @@ import torch
 
 from models.config import ModelConfig
 from models.parallel import sharded
-=======
-from typing import Any
-
-import numpy as np
-
-from models.config import ModelConfig
->>>>>>> main
 from models.parallel.layout import Layout
 from models.parallel.sharding import whole
 from models.parallel.trainer import ParallelTrainer, new_parallel_model
@@ -54,7 +46,6 @@ def curve(trainer: Trainer, steps: int) -> dict[str, Any]:
     return {"steps": {name: [getattr(step, name) for step in found] for name in names}, "weights": weights, "held_out": held_out}
 
 
-<<<<<<< HEAD
 def settle(trainer: Trainer) -> None:
     """Every token on the same experts: whoever holds the others receives no row at all."""
     with torch.no_grad():
@@ -96,7 +87,3 @@ def resume(folder: str, steps: int, saved: int, expert_parallel: int) -> dict[st
     losses += [trainer.step().loss for _ in range(steps - saved)]
     trainer.close()
     return {"began_at": began_at, "losses": losses}
-=======
-def train(expert_parallel: int, steps: int = 25, **changes: Any) -> dict[str, Any]:
-    return curve(parallel(expert_parallel, **changes), steps)
->>>>>>> main
