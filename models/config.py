@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+ADDED = {"added": True}  # as in jobs/contract.py: at its default such a field is no part of a model's identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +14,7 @@ class ModelConfig:
     ``top_k`` of ``n_experts`` experts run per token; each is a SiLU GLU of width ``ffn_hidden``.
     ``init``: how weights are drawn. ``fixed``: N(0, init_std) everywhere, DBRX's, meant for its width. ``by_width``: what keeps every
     activation and update of the same size at any width, so that a small proxy behaves like its target (see transformer.initial_std).
+    ``router_z_loss_weight``: of ST-MoE's loss that keeps router logits small (theirs: 0.001); 0 as in DBRX is none.
     """
 
     d_model: int
@@ -28,6 +31,7 @@ class ModelConfig:
     moe_loss_weight: float = 0.05
     init_std: float = 0.02
     init: str = "fixed"
+    router_z_loss_weight: float = field(default=0.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
@@ -36,6 +40,8 @@ class ModelConfig:
             raise ValueError(f"grouped_mm needs 16-byte strides: d_model {self.d_model} and ffn_hidden {self.ffn_hidden} must be multiples of 8")
         if self.init not in ("fixed", "by_width"):
             raise ValueError(f"init must be 'fixed' or 'by_width', not {self.init!r}")
+        if self.router_z_loss_weight < 0:
+            raise ValueError(f"router_z_loss_weight {self.router_z_loss_weight} must not be negative")
         if not 1 <= self.top_k <= self.n_experts:
             raise ValueError(f"top_k {self.top_k} must lie between 1 and n_experts {self.n_experts}")
 

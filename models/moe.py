@@ -51,10 +51,17 @@ def mean_confidence(scores_per_layer: Sequence[Tensor]) -> Tensor:
     return torch.stack([scores_NE.amax(-1).sum() for scores_NE in scores_per_layer]).sum() / (len(scores_per_layer) * max(1, len(scores_per_layer[0])))
 
 
-def route(logits_NE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores_NE, gates_NK, indices_NK): softmax in float32 at least, the ``top_k`` best, weights divided by their sum (p=1)."""
+def route(logits_NE: Tensor, top_k: int, balance_bias_E: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(scores_NE, gates_NK, indices_NK): softmax in float32 at least, the ``top_k`` best, weights divided by their sum (p=1).
+
+    ``balance_bias_E`` is added to the scores when the best are chosen, and only then (models/balance_bias.py).
+    """
     scores_NE = torch.softmax(logits_NE, dim=-1, dtype=torch.promote_types(logits_NE.dtype, torch.float32))
-    gates_NK, indices_NK = scores_NE.topk(top_k, dim=-1)
+    if balance_bias_E is None:
+        gates_NK, indices_NK = scores_NE.topk(top_k, dim=-1)
+    else:
+        indices_NK = (scores_NE.detach() + balance_bias_E).topk(top_k, dim=-1).indices
+        gates_NK = scores_NE.gather(-1, indices_NK)
     return scores_NE, gates_NK / gates_NK.sum(-1, keepdim=True), indices_NK
 
 
@@ -101,12 +108,14 @@ class MoE(nn.Module):
         self.n_experts, self.top_k, self.experts_backend = config.n_experts, config.top_k, experts_backend
         self.router = Router(config)
         self.experts = Experts(config)
+        self.balance_bias_E: Tensor | None
+        self.register_buffer("balance_bias_E", None, persistent=False)
 
     def forward(self, x_BTD: Tensor, counted_N: Tensor | None = None) -> tuple[Tensor, RouterStats]:
         """(output (B, T, D), statistics). ``counted_N``: flat indices of the tokens the statistics count; None counts all."""
         x_ND = x_BTD.flatten(0, 1)
         logits_NE = self.router(x_ND)
-        scores_NE, gates_NK, indices_NK = route(logits_NE, self.top_k)
+        scores_NE, gates_NK, indices_NK = route(logits_NE, self.top_k, self.balance_bias_E if self.training else None)
         tokens_per_expert_E = count_tokens(indices_NK, self.n_experts)
         device = x_ND.device.type
         if torch.is_autocast_enabled(device):  # grouped_mm is not on autocast's list

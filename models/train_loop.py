@@ -1,62 +1,32 @@
-"""The training loop of one process: batches, schedule, optimiser step, checkpoints, held-out loss. No Ray, no files of ours.
+"""The training loop of one process: micro-batches, optimiser step, checkpoints, held-out loss. No Ray, no files of ours.
 
-Change here: optimiser, schedule, precision, what a checkpoint holds. Not here: the architecture (transformer.py), the order of
-data (data_order.py), launching and reporting (jobs/stages/train.py).
+Change here: what a step does, what a checkpoint holds. Not here: its settings and schedules (loop_config.py), the architecture (transformer.py),
+the order of data (data_order.py), launching and reporting (jobs/stages/train.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models import checkpoint, step_metrics
+from models.balance_bias import BalanceBias
 from models.config import ModelConfig
 from models.data_order import DataOrder, ShuffledOrder
+from models.loop_config import EXECUTION, LoopConfig
+from models.packed_sequences import PackedSequences
 from models.step_metrics import Measured, StepMetrics
-from models.transformer import LossOutput, Transformer
+from models.transformer import LossOutput, Transformer, is_target
 
-FINAL_SHARE = 0.1  # the learning rate decays to this share of its peak
 MAX_SKIPPED_IN_A_ROW = 10
-PADDING = -1  # document id of padding
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, per parameter
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How to train. Warmup-stable-decay: linear warmup, constant, linear decay to 10 % over the last ``decay_fraction`` of steps."""
-
-    steps: int
-    batch_sequences: int
-    learning_rate: float
-    warmup_fraction: float = 0.05
-    decay_fraction: float = 0.3
-    weight_decay: float = 0.1  # on matrices only
-    grad_clip: float = 1.0
-    seed: int = 1
-    precision: str = "bf16"  # bf16: autocast with float32 masters | fp32
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be 'bf16' or 'fp32', not {self.precision!r}.")
-        if self.steps < 1 or self.batch_sequences < 1:
-            raise ValueError(f"steps {self.steps} and batch_sequences {self.batch_sequences} must be at least 1.")
-        if min(self.warmup_fraction, self.decay_fraction) < 0 or self.warmup_fraction + self.decay_fraction > 1:
-            raise ValueError(f"warmup_fraction {self.warmup_fraction} and decay_fraction {self.decay_fraction} must not be negative or overlap.")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of ``step`` (from 0); the last step has ``FINAL_SHARE`` of the peak (if it decays at all)."""
-        warmup, decay = round(self.steps * self.warmup_fraction), round(self.steps * self.decay_fraction)
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        fall = min(1.0, (self.steps - 1 - step) / decay) if decay else 1.0
-        return self.learning_rate * rise * (FINAL_SHARE + (1 - FINAL_SHARE) * max(0.0, fall))
 
 
 @dataclass(frozen=True)
@@ -67,46 +37,6 @@ class CheckpointInfo:
     sha256: str
     step: int
     tokens: int
-
-
-class PackedSequences:
-    """Fixed-length sequences of packed documents.
-
-    ``tokens`` int32 (N, T); ``boundaries``: per sequence the start offsets of its documents, ascending from 0; ``n_tokens`` (N,):
-    tokens that are not padding (padding is on the right). Raises ValueError when these do not fit together.
-    """
-
-    def __init__(self, tokens: np.ndarray, boundaries: Sequence[Sequence[int] | np.ndarray], n_tokens: np.ndarray) -> None:
-        self.tokens, self.boundaries = np.asarray(tokens, dtype=np.int32), boundaries
-        self.n_tokens = np.asarray(n_tokens, dtype=np.int64)
-        if self.tokens.ndim != 2 or not len(self.tokens) == len(boundaries) == len(self.n_tokens):
-            raise ValueError(f"tokens {self.tokens.shape}, {len(boundaries)} boundaries and {len(self.n_tokens)} n_tokens do not describe the same sequences.")
-        if len(self.tokens) and not (self.n_tokens.min() >= 0 and self.n_tokens.max() <= self.tokens.shape[1]):
-            raise ValueError(f"n_tokens must lie between 0 and the sequence length {self.tokens.shape[1]}.")
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def seq_len(self) -> int:
-        return self.tokens.shape[1]
-
-    def digest(self) -> str:
-        """sha256 (first 16 hex digits) over the shape and up to 1024 evenly spaced sequences: tells two data sets apart cheaply."""
-        rows = np.unique(np.linspace(0, max(0, len(self) - 1), num=min(1024, len(self)), dtype=np.int64))
-        parts = (str(self.tokens.shape).encode(), self.n_tokens.tobytes(), np.ascontiguousarray(self.tokens[rows]).tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-
-    def batch(self, indices: np.ndarray | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(tokens_BT, document_ids_BT), both int64: ids count documents within a sequence from 0, padding is -1."""
-        indices = np.asarray(indices, dtype=np.int64)
-        starts = np.zeros((len(indices), self.seq_len), dtype=np.int64)
-        for row, index in enumerate(indices):
-            offsets = np.asarray(self.boundaries[index], dtype=np.int64)
-            starts[row, offsets[(offsets > 0) & (offsets < self.seq_len)]] = 1
-        ids = starts.cumsum(1)
-        ids[np.arange(self.seq_len) >= self.n_tokens[indices, None]] = PADDING
-        return torch.from_numpy(self.tokens[indices].astype(np.int64)), torch.from_numpy(ids)
 
 
 def new_model(config: ModelConfig, *, seed: int, experts_backend: str = "grouped_mm") -> Transformer:
@@ -137,6 +67,8 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._device = next(model.parameters()).device
         self._data_digest = data.digest()
+        model.run_blocks(activation_checkpointing=loop.activation_checkpointing)
+        self.balance_bias = BalanceBias(model, loop.balance_bias_rate) if loop.balance_bias_rate else None
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         vectors = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": loop.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -158,17 +90,40 @@ class Trainer:
         rate = self.loop.learning_rate_at(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        output = self._forward(*self.data.batch(indices), precision=self.loop.precision)
-        output.loss.backward()
-        measured = step_metrics.read(step_metrics.on_device(output), self._clip(), self.model.config.n_experts)
+        if self.balance_bias is not None:
+            self.balance_bias.use(self.loop.share_at(self.step_number))
+        vector = self._gradients(indices)
+        measured = step_metrics.read(vector, self._clip(), self.model.config.n_experts)
         if measured.finite:
             self.optimizer.step()
+            if self.balance_bias is not None:
+                self.balance_bias.update(measured.load.tokens_LE)
         self.optimizer.zero_grad(set_to_none=True)
         self._count(measured.finite)
         n_read = int(self.data.n_tokens[indices].sum())
         self.step_number += 1
         self.tokens += n_read
         return self._metrics(measured, n_read, rate, time.perf_counter() - began)
+
+    def _gradients(self, indices: np.ndarray) -> Tensor:
+        """Add up the gradients of the sequences ``indices``, micro-batch by micro-batch; what step_metrics.on_device measured, added up.
+
+        Every micro-batch counts with its share of the batch's targets (next-token loss) and tokens (router losses), so the next-token and z
+        losses and their gradients are those of the whole batch up to rounding. The load-balancing loss is a product of two means and is
+        taken within each micro-batch, as MegaBlocks takes it within each worker's: its mean is at least the whole batch's.
+        """
+        tokens_BT, ids_BT = self.data.batch(indices)
+        n_targets, n_tokens = int(is_target(ids_BT).sum()), int((ids_BT >= 0).sum())
+        size = self.loop.micro_batch_sequences or len(indices)
+        vector = torch.zeros(())
+        for start in range(0, len(indices), size):
+            ids = ids_BT[start : start + size]
+            part = {"n_targets": max(1, n_targets), "share": int((ids >= 0).sum()) / max(1, n_tokens)}
+            output = self._forward(tokens_BT[start : start + size], ids, precision=self.loop.precision, **part)
+            output.loss.backward()
+            measured = step_metrics.on_device(output)
+            vector = measured if start == 0 else vector + measured
+        return vector
 
     def _metrics(self, measured: Measured, n_read: int, rate: float, seconds: float) -> StepMetrics:
         load, config = measured.load, self.model.config
@@ -194,9 +149,9 @@ class Trainer:
                 "Lower learning_rate or train in fp32, and resume from an earlier checkpoint."
             )
 
-    def _forward(self, tokens_BT: Tensor, document_ids_BT: Tensor, *, precision: str) -> LossOutput:
+    def _forward(self, tokens_BT: Tensor, document_ids_BT: Tensor, *, precision: str, **part: Any) -> LossOutput:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.model.forward_loss(tokens_BT.to(self._device), document_ids_BT.to(self._device))
+            return self.model.forward_loss(tokens_BT.to(self._device), document_ids_BT.to(self._device), **part)
 
     @torch.no_grad()
     def held_out_loss(self, data: PackedSequences, max_sequences: int) -> tuple[float, int]:
@@ -234,6 +189,7 @@ class Trainer:
                               "order": self.order.digest()},
             "loop": asdict(self.loop), "model": asdict(self.model.config),
             "rng": {"torch": torch.get_rng_state().numpy().tobytes().hex(), "cuda": cuda},
+            **({"balance_bias": self.balance_bias.bias_LE.tolist()} if self.balance_bias is not None else {}),
         }  # fmt: skip
 
     def load(self, directory: Path) -> None:
@@ -248,12 +204,12 @@ class Trainer:
             moments = {key: tensors["optimizer"][f"{name}.{key}"] for key in MOMENTS if f"{name}.{key}" in tensors["optimizer"]}
             if moments:
                 self.optimizer.state[parameter] = {key: value.to(self._device) for key, value in moments.items()}
-        self._continue_at(state)
+        self._restore(state)
 
-    def _require_same(self, state: dict, directory: Path) -> None:
+    def _require_same(self, state: dict[str, Any], directory: Path) -> None:
         """Raise ValueError when a checkpoint's state is another training's."""
-        for what, ours in (("model", asdict(self.model.config)), ("loop", asdict(self.loop))):
-            if different := {k: (state[what].get(k), v) for k, v in ours.items() if state[what].get(k) != v}:
+        for what, ours in (("model", self.model.config), ("loop", self.loop)):
+            if different := _different(state[what], ours):
                 raise ValueError(f"Checkpoint {directory} was written by another {what} config; (its value, ours): {different}. Start a new run instead.")
         if state["data_position"]["digest"] != self._data_digest:
             raise ValueError(f"Checkpoint {directory} was trained on other sequences; resume with the same table version of `sequences`.")
@@ -261,9 +217,18 @@ class Trainer:
         if (theirs := state["data_position"].get("order", ours)) != ours:  # checkpoints from before orders had digests name none
             raise ValueError(f"Checkpoint {directory} read its sequences in order {theirs}, this training in {ours}. Start a new run instead.")
 
-    def _continue_at(self, state: dict) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Everything of ``_state`` that is not a tensor."""
         self.step_number, self.tokens = state["step"], state["tokens"]
         self.skipped_steps, self._skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]["torch"]), dtype=torch.uint8))
         if self._device.type == "cuda" and state["rng"]["cuda"]:
             torch.cuda.set_rng_state_all([torch.frombuffer(bytearray.fromhex(h), dtype=torch.uint8) for h in state["rng"]["cuda"]])
+        if self.balance_bias is not None:
+            self.balance_bias.bias_LE = np.array(state["balance_bias"])
+
+
+def _different(theirs: dict[str, Any], ours: Any) -> dict[str, tuple[Any, Any]]:
+    """(a checkpoint's value, ours) of the settings that make another training. One that the checkpoint's version did not know had its default."""
+    known = {f.name: f.default if f.default is not MISSING else None for f in fields(ours)} | theirs
+    return {name: (known[name], value) for name, value in asdict(ours).items() if name not in EXECUTION and known[name] != value}

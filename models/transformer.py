@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
@@ -30,9 +31,10 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """``loss`` = ``next_token_loss`` (mean nats per predicted token) + ``load_balancing_loss``; ``n_tokens`` predicted tokens;
+    """``loss`` = ``next_token_loss`` (mean nats per predicted token) + ``load_balancing_loss`` + the config's router_z_loss_weight times
+    ``router_z``; ``n_tokens`` predicted tokens;
     ``tokens_per_expert_LE`` int64; ``router_confidence``: mean probability of a token's best expert; ``router_z``: mean squared logsumexp
-    of the router logits (both over tokens and layers, without gradient)."""
+    of the router logits (both over tokens and layers). Of a micro-batch these are its parts, which add up to the batch's."""
 
     loss: Tensor
     next_token_loss: Tensor
@@ -61,6 +63,11 @@ def document_positions(document_ids_BT: Tensor) -> Tensor:
     starts = torch.ones_like(document_ids_BT, dtype=torch.bool)
     starts[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
     return index_T - torch.where(starts, index_T, 0).cummax(1).values
+
+
+def is_target(document_ids_BT: Tensor) -> Tensor:
+    """Which tokens are predicted, bool (B, T-1), of the tokens from the second on: those whose predecessor is of the same document."""
+    return (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
 
 
 def rotary_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -139,12 +146,21 @@ class NormAttentionNorm(nn.Module):
 
 
 class Block(nn.Module):
+    """``recompute``: in training, keep only the input and compute the rest again in backward. Statistics are returned, not stored, so a
+    recomputed forward counts nothing twice."""
+
     def __init__(self, config: ModelConfig, experts_backend: str) -> None:
         super().__init__()
         self.norm_attn_norm = NormAttentionNorm(config)
         self.ffn = MoE(config, experts_backend)
+        self.recompute = False
 
     def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> tuple[Tensor, RouterStats]:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._body, x_BTD, context, layer, use_reentrant=False, preserve_rng_state=False)  # no dropout draws anything
+        return self._body(x_BTD, context, layer)
+
+    def _body(self, x_BTD: Tensor, context: _Context, layer: int) -> tuple[Tensor, RouterStats]:
         part = self.norm_attn_norm
         x_BTD = x_BTD + part.attn(part.norm_1(x_BTD), context, layer)
         out_BTD, stats = self.ffn(part.norm_2(x_BTD), context.counted_N)
@@ -215,26 +231,37 @@ class Transformer(nn.Module):
         """
         return self._run(tokens_BT, document_ids_BT, positions, cache, lengths_B)[0]
 
-    def forward_loss(self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None) -> LossOutput:
-        """Mean next-token loss inside documents plus the weighted load-balancing loss.
+    def run_blocks(self, *, activation_checkpointing: bool) -> None:
+        """How blocks compute in training; never what."""
+        for block in self.transformer.blocks:
+            block.recompute = activation_checkpointing
+
+    def forward_loss(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None, *, n_targets: int | None = None, share: float = 1.0
+    ) -> LossOutput:
+        """Mean next-token loss inside documents plus the weighted router losses.
 
         No target lies across a document boundary or on padding (id -1). ``loss_mask_BT`` (bool): tokens that count as targets.
+        For a micro-batch: ``n_targets`` of the whole batch, ``share`` of its tokens that lie here.
         """
-        counts_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
+        counts_BT = is_target(document_ids_BT)
         if loss_mask_BT is not None:
             counts_BT = counts_BT & loss_mask_BT[:, 1:].bool()
         row, column = counts_BT.nonzero(as_tuple=True)
         hidden_BTD, router = self._run(tokens_BT, document_ids_BT, None, None, None)
         total = summed_cross_entropy(hidden_BTD[row, column], self.lm_head.weight, tokens_BT[row, column + 1])
-        next_token_loss = total / max(1, len(row))
-        balance = load_balancing_loss(
-            scores_per_layer=[s.scores_NE for s in router], tokens_per_expert_per_layer=[s.tokens_per_expert_E for s in router],
-            top_k=self.config.top_k, weight=self.config.moe_loss_weight,
-        )  # fmt: skip
-        tokens_per_expert_LE = torch.stack([s.tokens_per_expert_E for s in router])
-        with torch.no_grad():
-            confidence, z = mean_confidence([s.scores_NE for s in router]), router_z([s.logits_NE for s in router])
-        return LossOutput(next_token_loss + balance, next_token_loss, balance, len(row), tokens_per_expert_LE, confidence, z)
+        next_token_loss = total / (max(1, len(row)) if n_targets is None else n_targets)
+        scores, logits, counts = ([getattr(s, name) for s in router] for name in ("scores_NE", "logits_NE", "tokens_per_expert_E"))
+        balance = share * load_balancing_loss(
+            scores_per_layer=scores, tokens_per_expert_per_layer=counts, top_k=self.config.top_k, weight=self.config.moe_loss_weight
+        )
+        z_weight = self.config.router_z_loss_weight
+        with torch.set_grad_enabled(torch.is_grad_enabled() and z_weight > 0):
+            z = share * router_z(logits)
+        loss = next_token_loss + balance
+        return LossOutput(
+            loss + z_weight * z if z_weight else loss, next_token_loss, balance, len(row), torch.stack(counts), share * mean_confidence(scores).detach(), z
+        )
 
     def _run(
         self, tokens_BT: Tensor, document_ids_BT: Tensor | None, positions: Tensor | None, cache: KVCache | None, lengths_B: Tensor | None

@@ -96,7 +96,7 @@ class ParallelTrainer(Trainer):
                 self.optimizer.state[parameter] = moments
                 tensors |= {f"{name}.{key}": value for key, value in moments.items()}
         sharded.load(directory, tensors)
-        self._continue_at(state)
+        self._restore(state)
 
     def close(self) -> None:
         """Wait for a checkpoint still being written; raises its error."""
