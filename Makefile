@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-gpu up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-gpu up down status clean lock
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -45,6 +45,9 @@ bench-prepare: setup ## Measure filters and deduplication beside datatrove (BENC
 
 bench-gpu: ## Measure experts and training on one NVIDIA GPU with the torch of PYTHON (infra/gpu/build_megablocks.py)
 	@$(PYTHON) tests/bench/bench_gpu.py
+
+bench-train: setup ## Measure training steps beside transformers' Mixtral and DBRX, and dense twins (BENCH_TRAIN_SECONDS=60 a part)
+	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_train.py -s -q -o python_files='bench_*.py'
 
 up: setup ## Start the platform
 	@$(bin)/moeline up

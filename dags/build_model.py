@@ -6,6 +6,8 @@
   build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget, what to do over budget.
 * **forecast** trains small proxies and writes what the run will reach and cost, before the money is spent.
 * **Over budget:** the run stops here, or, if the recipe says so, *approve* asks a person and nothing is spent until someone answers.
+* **Budget used up while training:** the training ends with a checkpoint of what it reached, which is evaluated, reviewed and registered like
+  any other and named as ended early. A run with a larger budget goes on from there.
 * **Again:** a run over the same table versions finds every result recorded, recomputes nothing and costs nothing.
 
 What came out is under *Browse → Cost vs accuracy* and on that tab of this run.
@@ -90,7 +92,7 @@ with DAG(
         response_timeout=timedelta(days=7),
     )
     # Runs when approved, or when there was nothing to ask; a rejected question skips it.
-    train = StageOperator(task_id="train", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    train = StageOperator(task_id="train", arguments=[*budget, *over_budget], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     evaluate = StageOperator(task_id="evaluate")
     review = StageOperator(task_id="review")
     register = StageOperator(task_id="register", arguments=budget)

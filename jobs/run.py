@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from jobs import recipes, stale
+from jobs import budget, recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
@@ -52,10 +52,10 @@ def run_stage(
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)
-    found = _recorded(env, stage, key)
+    found = _recorded(env, recipe, stage, key)
     if found is None:
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
-            found = _recorded(env, stage, key)
+            found = _recorded(env, recipe, stage, key)
             if found is None:
                 return _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data)
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
@@ -64,11 +64,14 @@ def run_stage(
     return replace(found, reused=True)
 
 
-def _recorded(env: Environment, stage: str, key: str) -> StageResult | None:
+def _recorded(env: Environment, recipe: recipes.Recipe, stage: str, key: str) -> StageResult | None:
     """The recorded result of this work, if it still holds."""
     found = results.find(env, stage, key)
     if found is not None and stale.must_be_done_again(env, stage, found):
         _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies or benchmark items that another day no longer keeps")
+        return None
+    if found is not None and budget.may_go_on(env, recipe, found):
+        _say(f"[{stage}] goes on from step {found.metrics['steps']}: it ended there for a budget of ${found.metrics['budget_usd']:.4f}")
         return None
     return found
 
@@ -84,6 +87,8 @@ def _compute(
     tools = StageTools(env, running, gauntlet_data=gauntlet_data, inputs_read=resolved.versions)
     outcome, error, metrics = "failed", None, {}
     try:
+        if stage == "train":
+            tools.spending = budget.of_training(env, recipe, key, resolved.versions)
         _warm_up_checks(env, module)
         output = module.run(config, resolved.open(env, module, tools), tools)
         metrics = dict(output.metrics)

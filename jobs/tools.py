@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs.budget import Spending
 from jobs.contract import StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import results
@@ -43,6 +44,7 @@ class StageTools:
         self.staging = env.warehouse / "_staging" / running.attempt.attempt_id
         self.scratch = str(self.staging / "_scratch")
         Path(self.scratch).mkdir(parents=True, exist_ok=True)
+        self.spending: Spending | None = None  # of a training; None: no budget stops it
         self._spark: Any = None
         self._tracker: Any = None
         self._materialised = 0

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,19 @@ def _flush(path: Path) -> None:
 def write(parent: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> tuple[Path, str]:
     """Write ``parent/step-<step>``; returns (folder, sha256 of its manifest). An older folder of the same step is replaced.
 
-    ``tensors`` maps file stems to named tensors, ``state`` is JSON without NaN.
+    ``tensors`` maps file stems to named tensors, ``state`` is JSON without NaN. What cannot be written whole (a full disk) leaves nothing.
     """
     from safetensors.torch import save_file  # reading a manifest needs no torch
 
+    _remove_unfinished(parent)  # of a killed writer: it may be what fills the disk
     unfinished = begin(parent)
-    for stem, named in tensors.items():
-        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, unfinished / f"{stem}.safetensors")
-    return publish(unfinished, step=step, state=state, files=flushed(sorted(unfinished.iterdir())))
+    try:
+        for stem, named in tensors.items():
+            save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, unfinished / f"{stem}.safetensors")
+        return publish(unfinished, step=step, state=state, files=flushed(sorted(unfinished.iterdir())))
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def begin(parent: Path) -> Path:
@@ -152,15 +157,17 @@ def _remove_unfinished(parent: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(parent: Path, keep: int) -> list[Path]:
+def prune(parent: Path, keep: int, *, named: Collection[str] = ()) -> list[Path]:
     """Remove all but the newest ``keep`` valid checkpoints, and what killed writers left; returns the folders removed.
 
-    A damaged checkpoint newer than the newest valid one is removed as well: it can never be resumed from.
+    Folders in ``named`` stay whatever their age. A damaged checkpoint newer than the newest valid one is removed as well: it can never be resumed from.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}: a run without a checkpoint cannot resume.")
     removed, kept = [], 0
     for folder in _folders(parent):
+        if folder.name in named:
+            continue
         if kept < keep:
             try:
                 verify(folder)

@@ -151,6 +151,8 @@ def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, 
         "loss": run["loss"], "accuracy": run["accuracy"],
         "cost_usd": trained_in and trained_in.cost_usd, "wall_seconds": trained_in and trained_in.wall_seconds,
     }  # fmt: skip
+    if trained.get("ended_early"):  # another training than the one that was forecast
+        reached = {}
     run["forecast"] = [{**row, "outcome": reached.get(row["metric"])} for row in run["forecast"]]
     run["checks"] = [_check(row) for r in (*corpus, *own) for row in records.checks_of[r.run_key]]
     return run

@@ -2,7 +2,8 @@
 
 A run's folder holds ``step-*`` checkpoints, ``metrics.jsonl`` (one line per step) and, at the very end, ``result.json``. It is the only
 channel to whoever launched the process, so it survives both of them. One process writes to a folder at a time.
-Change here: what a run records, when it checkpoints. Not here: the optimiser (models/train_loop.py), launching (ray.py).
+Change here: what a run records, when it checkpoints. Not here: the optimiser (models/train_loop.py), launching (ray.py), what stops a run
+early (run_control.py).
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError
+from jobs.services import checkpoint_writer, run_control
+from jobs.services.checkpoint_writer import CheckpointFailed, CheckpointWriter
 from jobs.services.results import write_whole
+from jobs.services.run_control import Allowance, Control
 from models.config import ModelConfig
 from models.mixture import Mixture
 
 METRICS, RESULT, ERROR, LOCK = "metrics.jsonl", "result.json", "error.json", "writer.lock"
+ENDED = "ended-at-step-"  # results of a run that was reopened
 LAST_STEPS = 20  # the training loss reported is the mean of so many last steps
 STALLED_SECONDS = 120.0  # another writer that wrote nothing for so long is taken to hang
 
@@ -33,7 +38,8 @@ STALLED_SECONDS = 120.0  # another writer that wrote nothing for so long is take
 class TrainingRun:
     """One training to do: ``config`` on the sequences in ``data`` (training_data.write), in ``folder``. ``keep_checkpoints`` 0: train
     without any (a proxy of seconds). ``suite``: a file of questions to answer at the end (see suite_accuracy), or empty.
-    ``timed_steps``: do only so many steps and report how long one takes (``step_seconds``, ``held_out_seconds``); nothing is learnt."""
+    ``timed_steps``: do only so many steps and report how long one takes (``step_seconds``, ``held_out_seconds``); nothing is learnt.
+    ``allowance``: what it may cost; it ends early with a usable model rather than above it."""
 
     folder: str
     data: str
@@ -41,6 +47,7 @@ class TrainingRun:
     keep_checkpoints: int = 2
     suite: str = ""
     timed_steps: int = 0
+    allowance: Allowance | None = None
 
     @property
     def cost(self) -> float:
@@ -53,7 +60,8 @@ class TrainingRun:
     @classmethod
     def from_json(cls, text: str) -> TrainingRun:
         raw = json.loads(text)
-        return cls(**{**raw, "config": train_config(raw["config"])})
+        allowance = Allowance(**raw["allowance"]) if raw.get("allowance") else None
+        return cls(**{**raw, "config": train_config(raw["config"]), "allowance": allowance})
 
 
 def train_config(raw: Mapping[str, Any]) -> TrainConfig:
@@ -72,9 +80,29 @@ def result_of(folder: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def train_all(runs: list[TrainingRun], *, threads: int) -> None:
+def reopen(folder: str | Path, limit_usd: float) -> bool:
+    """Let a run that ended early for its budget go on, now that it may cost ``limit_usd`` in all; whether there was such a run.
+
+    The checkpoint it ended with stays as long as the folder: a table names it.
+    """
+    if not (Path(folder) / RESULT).is_file():
+        return False
+    ended = json.loads((Path(folder) / RESULT).read_text())
+    if ended.get("ended_early") != run_control.BUDGET or ended["limit_usd"] >= limit_usd:
+        return False
+    os.replace(Path(folder) / RESULT, Path(folder) / f"{ENDED}{ended['steps']}.json")
+    return True
+
+
+def _named_elsewhere(folder: Path) -> set[str]:
+    """Checkpoints that the run ended with before it was reopened."""
+    return {str(json.loads(file.read_text()).get("checkpoint")) for file in folder.glob(f"{ENDED}*.json")}
+
+
+def train_all(runs: list[TrainingRun], *, threads: int) -> bool:
     """Do ``runs`` one after another in this process with ``threads`` threads; finished ones are left as they are.
 
+    Returns False when it was asked to stop before the end (SIGTERM, a request in a run's folder): what was done is in a checkpoint.
     An error that a retry cannot mend (bad data, divergence) is written to the run's folder and ends this process's work; anything
     else is raised, and a later call continues from the last checkpoint.
     """
@@ -82,14 +110,29 @@ def train_all(runs: list[TrainingRun], *, threads: int) -> None:
 
     torch.set_num_threads(threads)
     for run in runs:
-        with single_writer(Path(run.folder)):
-            if (Path(run.folder) / RESULT).is_file():
-                continue
-            try:
-                write_whole(Path(run.folder) / RESULT, json.dumps(_time(run) if run.timed_steps else _train(run)).encode())
-            except (ValueError, FloatingPointError) as error:
-                write_whole(Path(run.folder) / ERROR, json.dumps({"error": f"Training stopped: {error}"}).encode())
-                return
+        try:
+            with single_writer(Path(run.folder)):
+                if (Path(run.folder) / RESULT).is_file():
+                    continue
+                result = _time(run) if run.timed_steps else _train(run)
+                if result is None:
+                    return False
+                write_whole(Path(run.folder) / RESULT, json.dumps(result).encode())
+        except (ValueError, FloatingPointError) as error:
+            _end_with(run.folder, f"Training stopped: {error}")
+            return True
+        except (CheckpointFailed, OSError) as error:
+            _end_with(run.folder, f"Training stopped: {error} What was written before is whole; the stage run again continues from there.")
+            return True
+    return True
+
+
+def _end_with(folder: str, error: str) -> None:
+    """Leave ``error`` for whoever launched the process; raises it where the folder takes no file any more."""
+    try:
+        write_whole(Path(folder) / ERROR, json.dumps({"error": error}).encode())
+    except OSError:
+        raise MoelineError(error) from None
 
 
 @contextmanager
@@ -135,9 +178,8 @@ def _time(run: TrainingRun) -> dict[str, Any]:
     return {"step_seconds": statistics.median(seconds[len(seconds) // 4 :]), "held_out_seconds": (time.perf_counter() - started) * wanted / some}
 
 
-def _train(run: TrainingRun) -> dict[str, Any]:
-    """Train to the end from the newest valid checkpoint; returns the result."""
-    from jobs.services import training_data
+def _train(run: TrainingRun) -> dict[str, Any] | None:
+    """Train to the end, or as far as the money goes, from the newest valid checkpoint; the result, or None when asked to stop before."""
     from models import checkpoint
 
     folder, config = Path(run.folder), run.config
@@ -146,26 +188,79 @@ def _train(run: TrainingRun) -> dict[str, Any]:
     if resume is not None:
         trainer.load(resume)
     began_at = trainer.step_number
-    with _metrics_from(folder / METRICS, began_at, config) as lines:
-        while not trainer.finished:
-            step = trainer.step()
-            print(json.dumps({"event": "step", "at": time.time(), **asdict(step)}), file=lines, flush=True)
-            if run.keep_checkpoints and step.step % config.checkpoint_every_steps == 0 and not trainer.finished:
-                trainer.save(folder)
-                checkpoint.prune(folder, run.keep_checkpoints)
-    final = None
-    if run.keep_checkpoints:
-        final = resume if resume is not None and began_at == config.steps else trainer.save(folder).path
-        checkpoint.prune(folder, 1)
-    held_out = training_data.read(run.data, "held_out", spread=config.held_out_sequences)
-    started = time.perf_counter()
-    loss, n_predicted = trainer.held_out_loss(held_out, config.held_out_sequences)
+    saving = CheckpointWriter(folder, run.keep_checkpoints, named=_named_elsewhere(folder)) if run.keep_checkpoints else nullcontext()
+    with _metrics_from(folder / METRICS, began_at, config) as lines, run_control.caught_sigterm() as signalled, saving as writer:
+        stopped = _steps(run, trainer, writer, _control(run, signalled), lines)
+        final = resume if began_at == trainer.step_number else None
+        if writer is not None and final is None and trainer.step_number:
+            final = _last_checkpoint(writer, trainer)
+    if stopped == run_control.STOP:
+        return None
+    if writer is not None:
+        checkpoint.prune(folder, 1, named=writer.named)
+    early = {} if stopped is None or run.allowance is None else {"ended_early": stopped, "limit_usd": run.allowance.limit_usd}
+    if not trainer.step_number:
+        return {**early, "steps": 0}
     return {
-        **_summary(folder / METRICS), "held_out_loss": loss, "held_out_tokens": n_predicted, "held_out_seconds": time.perf_counter() - started,
-        "resumed_from_step": began_at, "skipped_steps": trainer.skipped_steps, "tokens": trainer.tokens, "steps": trainer.step_number,
-        "sequences_seen": trainer.step_number * config.batch_sequences, "checkpoint": final.name if final else None,
-        "sha256": checkpoint.verify(final) if final else None, **(suite_accuracy(trainer.model, run.suite) if run.suite else {}),
+        **_summary(folder / METRICS), **_held_out(run, trainer), "resumed_from_step": began_at, "skipped_steps": trainer.skipped_steps,
+        "tokens": trainer.tokens, "steps": trainer.step_number, "sequences_seen": trainer.step_number * config.batch_sequences,
+        "checkpoint": final.name if final else None, "sha256": checkpoint.verify(final) if final else None,
+        **(suite_accuracy(trainer.model, run.suite) if run.suite else {}), **early,
     }  # fmt: skip
+
+
+def _control(run: TrainingRun, signalled: Callable[[], bool]) -> Control:
+    from jobs.services import training_data
+
+    held_out = min(run.config.held_out_sequences, training_data.load(run.data).sequences["held_out"])
+    control = Control(Path(run.folder), run.allowance, finishing_steps=held_out / run.config.batch_sequences, signalled=signalled)
+    for line in read_metrics(Path(run.folder) / METRICS):
+        if line["event"] == "step":
+            control.took(line["seconds"])
+    return control
+
+
+def _steps(run: TrainingRun, trainer: Any, writer: CheckpointWriter | None, control: Control, lines: TextIO) -> str | None:
+    """Train until the end, or until ``control`` says why not."""
+
+    def tell(line: Mapping[str, Any]) -> None:
+        print(json.dumps(line), file=lines, flush=True)
+
+    notice = run_control.PreemptionNotice()
+    while not trainer.finished:
+        if stopped := control.why_stop():
+            return stopped
+        step = trainer.step()
+        control.took(step.seconds)
+        tell({"event": "step", "at": time.time(), **asdict(step)})
+        if writer is None:
+            continue
+        for written in writer.finished():
+            checkpoint_writer.told(written, tell)
+            control.saving_seconds = written.seconds
+        preempted = notice.is_new()
+        if preempted or writer.wanted or (step.step % run.config.checkpoint_every_steps == 0 and not trainer.finished):
+            writer.save(trainer.contents())
+            if preempted:  # nobody knows how long this machine still lives
+                writer.wait()
+    return None
+
+
+def _last_checkpoint(writer: CheckpointWriter, trainer: Any) -> Path:
+    """The checkpoint of now, on disk. Tried again where the disk refuses; raises CheckpointFailed when it goes on refusing."""
+    while True:
+        writer.save(trainer.contents())
+        path = writer.wait()
+        if path is not None and not writer.wanted:
+            return path
+
+
+def _held_out(run: TrainingRun, trainer: Any) -> dict[str, Any]:
+    from jobs.services import training_data
+
+    started, n = time.perf_counter(), run.config.held_out_sequences
+    loss, n_predicted = trainer.held_out_loss(training_data.read(run.data, "held_out", spread=n), n)
+    return {"held_out_loss": loss, "held_out_tokens": n_predicted, "held_out_seconds": time.perf_counter() - started}
 
 
 def suite_accuracy(model: Any, file: str) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     tools.progress(1, 3, "model folder written and loaded back")
     story = _lineage_json(lineage, checkpoint, tools)
     tags = {"recipe": tools.recipe, "checkpoint_sha256": checkpoint["sha256"], "cost_usd": f"{candidate.cost_usd:.6f}", "accuracy": f"{candidate.accuracy:.4f}"}
+    if ended := lineage["train"].metrics.get("ended_early"):
+        tags["ended_early"] = f"{ended}: {checkpoint['step']} of {lineage['train'].metrics['steps_planned']} steps"
     with tools.lock("registry"):  # the alias is compared and set by one process at a time
         run_id = checkpoint["mlflow_run_id"] or registry.start_or_resume_run(tools.env, tools.run_key, tools.recipe, "register").run_id
         version = registry.register_folder(api, run_id=run_id, folder=folder, model_name=config.model_name, run_key=tools.run_key, tags=tags)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from jobs.config import TrainConfig
-from jobs.contract import MoelineError, StageOutput, Tools, canonical
-from jobs.services import order_file, training_data, training_order
+from jobs.contract import BudgetExceeded, MoelineError, StageOutput, Tools, canonical
+from jobs.services import order_file, run_control, training, training_data, training_order
 from jobs.services.training import TrainingRun
 from models.unigram import predicted_tokens, unigram_loss
 
@@ -27,6 +27,8 @@ WRITES = ("checkpoints",)
 REVISION = 1
 _LOG_SECONDS = 1.0  # metrics go to the tracker at most this often, besides the last step's
 _BY_SOURCE = {"tokens_by_source": "tokens", "epochs_by_source": "epochs"}
+_GRACE_SECONDS = 12.0  # for a step and a checkpoint after SIGTERM; Airflow's tasks kill a stage after 20 (dags/stage_task.py)
+_CLOSING_SECONDS = 10.0  # from the end of the training to the end of the stage: Ray, checks, publishing
 _SCAN_ROWS = 8192  # sequences counted at a time
 
 
@@ -54,12 +56,16 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     unigram = _unigram(data, config)
     reporter = Reporter(config, tools)
     started = time.monotonic()
-    work = TrainingRun(folder=str(folder), data=data.folder, config=config)
-    launch = ray.train(
-        tools.env, [work], name=f"train-{tools.run_key}", resources=tools.env.stage_resources("train"), processes=1, scratch=tools.scratch,
-        on_step=reporter.on_step,
-    )  # fmt: skip
+    work = TrainingRun(folder=str(folder), data=data.folder, config=config, allowance=_allowance(folder, tools))
+    run_control.withdraw_request(folder)
+    with run_control.stopped_through(folder, _GRACE_SECONDS):
+        launch = ray.train(
+            tools.env, [work], name=f"train-{tools.run_key}", resources=tools.env.stage_resources("train"), processes=1, scratch=tools.scratch,
+            on_step=reporter.on_step,
+        )  # fmt: skip
     result = launch.results[0]
+    if not result["steps"]:
+        raise BudgetExceeded(f"The budget of ${result['limit_usd']:.4f} does not suffice for one step of the training; nothing was trained. Give a larger one.")
     by_source = training_order.read_per_source(order, data, result["steps"])
     metrics = _metrics(config, data, result, unigram) | {name: {s: read[key] for s, read in by_source.items()} for name, key in _BY_SOURCE.items()}
     metrics |= {"order": order.digest(), "launch_seconds": launch.launch_seconds or 0.0, "wall_seconds": time.monotonic() - started}
@@ -70,6 +76,24 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
         "mlflow_run_id": run_id,
     }  # fmt: skip
     return StageOutput({"checkpoints": _table([row])}, metrics)
+
+
+def _allowance(folder: Path, tools: Tools) -> run_control.Allowance | None:
+    """What the training may cost from now on; None: no limit. A run that ended early for a smaller budget is opened again.
+
+    Raises BudgetExceeded when nothing is left and there is no checkpoint to make a model of.
+    """
+    spending, per_second = getattr(tools, "spending", None), tools.stage_price("train", 1.0)
+    if spending is None:
+        return None
+    training.reopen(folder, spending.limit)
+    left = spending.left - tools.cost_so_far() - _CLOSING_SECONDS * per_second
+    if left <= 0 and not (folder / training.RESULT).is_file() and not any(folder.glob("step-*")):
+        raise BudgetExceeded(
+            f"Nothing is left of the budget of ${spending.limit:.4f} for the training: ${spending.spent:.4f} were spent on the forecast and earlier attempts, "
+            f"and evaluation and review need ${spending.kept:.4f}. Run it again with a larger budget."
+        )
+    return run_control.Allowance(left, per_second, time.time(), spending.limit)
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -86,6 +110,7 @@ def _metrics(config: TrainConfig, data: training_data.TrainingData, result: Mapp
         "params_active": config.model.params_active, "flops": config.model.flops_per_token * config.tokens_per_step * result["steps"],
         "resumed_from_step": result["resumed_from_step"], "skipped_steps": result["skipped_steps"], "epochs": seen,
         "corpus_tokens": data.tokens["train"], "checkpoint": result["checkpoint"], "tokenizer_id": data.tokenizer_ids[0],
+        **({"ended_early": early, "steps_planned": config.steps, "budget_usd": result["limit_usd"]} if (early := result.get("ended_early")) else {}),
     }  # fmt: skip
 
 

@@ -11,13 +11,14 @@ import pytest
 from airflow_pages import NAV_PAGE, open_in_airflow, run_tab, sign_in
 from whole_job import WholeJob
 
+from jobs import statistics
 from jobs.services import report
 
 pytestmark = pytest.mark.integration
 
 ROUTES = (
     "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "api/runs", "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
-    "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y",
+    "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y", "corpus", "api/corpus", "api/corpus.csv",
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def test_no_route_was_forgotten(whole_job: WholeJob, page_server: str) -> None:
     import cost_vs_accuracy as plugin
 
     routes = {route.path.strip("/").partition("{")[0] for route in plugin.app.routes}
-    assert routes == {"page", "static/", "api/runs", "api/dag-run", "api/proposals", "trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"}
+    trend, corpus = ("trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"), ("corpus", "api/corpus", "api/corpus.csv")
+    assert routes == {"page", "static/", "api/runs", "api/dag-run", "api/proposals", *trend, *corpus}
     assert all(any(asked_for.startswith(route) for asked_for in ROUTES) for route in routes)
 
 
@@ -54,6 +56,17 @@ def test_it_is_in_the_navigation_and_shows_what_the_tables_say(whole_job: WholeJ
     words = frame.locator(f'#runs g.point[data-run="{run["run_id"]}"]').get_attribute("aria-label")
     assert f"Accuracy: {shown(100 * run['accuracy'])} % ± {shown(196 * run['accuracy_stderr'])} % (95 %)" in words
     assert f"Cost: ${run['cost_usd']:.4f}, wasted ${run['wasted_usd']:.4f}" in words
+
+
+def test_the_corpus_page_is_in_the_navigation_and_shows_what_the_table_says(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    sign_in(page, whole_job.env)
+    frame = open_in_airflow(page, whole_job.env, "/plugin/corpus-statistics")
+    rows = statistics.read(whole_job.env)
+    kept = sum(row["documents"] for row in rows if row["what"] == "kept")
+    words = frame.locator("#days .column").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")
+    assert sum(int(w.split("kept: ")[1].split(" ")[0].replace(",", "")) for w in words) == kept > 0
+    assert frame.locator("#table tbody tr").count() == len({(row["interval"], row["source"]) for row in rows if row["what"] == "landed"})
 
 
 def test_a_runs_tab_is_about_that_run(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
