@@ -20,7 +20,7 @@ from models.config import ModelConfig
 from models.moe import RouterStats
 from models.parallel.experts import expert_parallel
 from models.parallel.layout import OTHER_EXPERTS, SAME_EXPERTS, Layout
-from models.transformer import LossOutput, Transformer
+from models.transformer import LossOutput, Transformer, is_target
 
 PADDING = -1  # document id of padding
 
@@ -47,7 +47,9 @@ class ParallelTransformer(Transformer):
         super().__init__(config, experts_backend)
         self.layout = layout
 
-    def forward_loss(self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None) -> LossOutput:
+    def forward_loss(
+        self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None, *, n_targets: int | None = None, share: float = 1.0
+    ) -> LossOutput:
         """As Transformer's, for the whole batch. Both sums and normalisers run over all workers: the next-token loss over all predicted
         tokens, the balancing loss over the global counts and scores, not the mean of the workers' losses (Qiu et al. 2025, arXiv 2501.11873).
         """
@@ -55,13 +57,18 @@ class ParallelTransformer(Transformer):
         mine = [t[rows] if t is not None else None for t in (tokens_BT, document_ids_BT, loss_mask_BT)]
         if rows.start == rows.stop:  # a worker without rows still takes part in every exchange: one row that counts nowhere
             mine = [tokens_BT[:1], torch.full_like(document_ids_BT[:1], PADDING), None]
-        local = super().forward_loss(*mine)
-        predicted, read = _counts(document_ids_BT, loss_mask_BT)
-        share_read = _counts(mine[1], mine[2])[1] / max(1, read)
-        # Transformer's losses are means over this worker's tokens; the balancing loss, of global counts, is one over their square.
-        parts = torch.stack((local.next_token_loss * (local.n_tokens / max(1, predicted)), local.load_balancing_loss * share_read**2))
-        next_token_loss, balance = _Sum.apply(parts, self.layout.workers.get_group())
-        return replace(local, loss=next_token_loss + balance, next_token_loss=next_token_loss, load_balancing_loss=balance, n_tokens=predicted)
+        counts_BT = is_target(document_ids_BT) if loss_mask_BT is None else is_target(document_ids_BT) & loss_mask_BT[:, 1:].bool()
+        predicted = int(counts_BT.sum())
+        here = int((mine[1] >= 0).sum()) / max(1, int((document_ids_BT >= 0).sum()))  # this worker's share of the tokens
+        local = super().forward_loss(*mine, n_targets=max(1, predicted) if n_targets is None else n_targets, share=share * here)
+        # The balancing loss is one over the square of the tokens it sees: of global counts, the worker's share counts twice.
+        parts = torch.stack((local.next_token_loss, local.load_balancing_loss * here, local.router_z, local.router_confidence))
+        next_token_loss, balance, z, confidence = _Sum.apply(parts, self.layout.workers.get_group())
+        z_weight = self.config.router_z_loss_weight
+        loss = next_token_loss + balance
+        return LossOutput(
+            loss + z_weight * z if z_weight else loss, next_token_loss, balance, predicted, local.tokens_per_expert_LE, confidence.detach(), z,
+        )  # fmt: skip
 
     def _run(self, *args: Any) -> tuple[Tensor, list[RouterStats]]:
         """Router counts become those of all workers, in one exchange for all layers; scores and logits stay this worker's."""
@@ -69,14 +76,6 @@ class ParallelTransformer(Transformer):
         counts_LE = torch.stack([stats.tokens_per_expert_E for stats in router])
         dist.all_reduce(counts_LE, group=self.layout.workers.get_group())
         return hidden_BTD, [replace(stats, tokens_per_expert_E=counts_E) for stats, counts_E in zip(router, counts_LE, strict=True)]
-
-
-def _counts(document_ids_BT: Tensor, loss_mask_BT: Tensor | None) -> tuple[int, int]:
-    """(predicted tokens, tokens that are not padding) as Transformer.forward_loss counts them."""
-    counts_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
-    if loss_mask_BT is not None:
-        counts_BT = counts_BT & loss_mask_BT[:, 1:].bool()
-    return int(counts_BT.sum()), int((document_ids_BT >= 0).sum())
 
 
 def shard(model: ParallelTransformer) -> ParallelTransformer:

@@ -16,8 +16,13 @@ from models.parallel.sharding import whole
 from models.parallel.trainer import ParallelTrainer, new_parallel_model
 from models.train_loop import LoopConfig, PackedSequences, Trainer, new_model
 
-MODEL = ModelConfig(d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, ffn_hidden=48, vocab_size=64, max_seq_len=32, n_experts=8, top_k=2, moe_loss_weight=0.1)
+MODEL = ModelConfig(
+    d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, ffn_hidden=48, vocab_size=64, max_seq_len=32, n_experts=8, top_k=2, moe_loss_weight=0.1,
+    router_z_loss_weight=1e-3,
+)  # fmt: skip
 LOOP = LoopConfig(steps=30, batch_sequences=5, learning_rate=3e-3, precision="fp32")
+
+BIAS = {"balance_bias_rate": 0.01, "activation_checkpointing": True, "micro_batch_sequences": 2}
 
 
 def sequences(n: int = 40, seed: int = 0) -> PackedSequences:
@@ -40,7 +45,7 @@ def parallel(expert_parallel: int = 1, **changes: Any) -> ParallelTrainer:
 def curve(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Loss, balancing loss, gradient norm and load of every step; the weights at the end; the held-out loss."""
     found = [trainer.step() for _ in range(steps)]
-    names = ("loss", "load_balancing_loss", "grad_norm", "expert_load_max_over_mean", "tokens")
+    names = ("loss", "load_balancing_loss", "router_z", "router_confidence", "grad_norm", "expert_load_max_over_mean", "tokens")
     weights = {name: whole(p.detach()).flatten()[:: max(1, whole(p).numel() // 50)].tolist() for name, p in trainer.model.named_parameters()}
     held_out = trainer.held_out_loss(sequences(7, seed=5), 7)
     return {"steps": {name: [getattr(step, name) for step in found] for name in names}, "weights": weights, "held_out": held_out}
@@ -64,6 +69,7 @@ def train(expert_parallel: int) -> dict[str, Any]:
         "fp32": curve(parallel(expert_parallel), 25),
         "bf16": curve(parallel(expert_parallel, precision="bf16"), 6),
         "few_rows": few_rows(parallel(expert_parallel, batch_sequences=1)),
+        "bias": curve(parallel(expert_parallel, **BIAS), 8),
     }
 
 

@@ -16,6 +16,7 @@ def one_worker():
     return {
         "fp32": tasks.curve(tasks.alone(), 25),
         "bf16": tasks.curve(tasks.alone(precision="bf16"), 6),
+        "bias": tasks.curve(tasks.alone(**tasks.BIAS), 8),
         "few_rows": tasks.few_rows(tasks.alone(batch_sequences=1)),
     }
 
@@ -33,6 +34,6 @@ def close(found: dict, expected: dict, relative: float) -> None:
 def test_workers_follow_the_curve_of_one(tmp_path: Path, one_worker: dict, workers: int, expert_parallel: int) -> None:
     found = together(tmp_path, workers, "train", expert_parallel=expert_parallel)
     for rank in range(workers):
-        close(found[rank]["fp32"], one_worker["fp32"], 1e-5)
-        close(found[rank]["few_rows"], one_worker["few_rows"], 1e-5)
+        for name in ("fp32", "few_rows", "bias"):
+            close(found[rank][name], one_worker[name], 1e-5)
         assert found[rank]["bf16"]["steps"]["loss"] == pytest.approx(one_worker["bf16"]["steps"]["loss"], rel=2e-3)
