@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from expectations import costs
+
 
 @dataclass(frozen=True)
 class Column:
@@ -342,24 +344,8 @@ CHECKS = Table(
     "",
 )  # fmt: skip
 COSTS = Table(
-    "costs", "FOCUS 1.3 charge row per attempt; corrections are new rows", (),
-    (
-        C("BilledCost", "float64", "charged"), C("EffectiveCost", "float64", "amortised"), C("ListCost", "float64", "at list price"), C("ContractedCost", "float64", "at contract price"),
-        C("BillingAccountId", "string", "environment"), C("BillingAccountName", "string", "environment"), C("BillingCurrency", "string", "ISO 4217"),
-        C("BillingPeriodStart", "timestamp", "month"), C("BillingPeriodEnd", "timestamp", "month"), C("ChargePeriodStart", "timestamp", "attempt start"),
-        C("ChargePeriodEnd", "timestamp", "attempt end"), C("ChargeCategory", "string", "Usage | Adjustment"), C("ChargeClass", "string", "Correction or null", nullable=True),
-        C("ChargeDescription", "string", "what"), C("InvoiceIssuerName", "string", "who bills"), C("PricingQuantity", "float64", "core-hours"), C("PricingUnit", "string", "unit"),
-        C("ServiceProviderName", "string", "who provides"), C("ProviderName", "string", "same (deprecated in 1.3)"), C("PublisherName", "string", "same"),
-        C("ServiceCategory", "string", "AI and Machine Learning"), C("ServiceName", "string", "moeline <stage>"),
-        C("x_AttemptId", "string", "attempt; one Usage row each"), C("x_RunKey", "string", "identity of the work", nullable=True), C("x_Recipe", "string", "recipe"),
-        C("x_Stage", "string", "stage"), C("x_Phase", "string", "prepare | proxy | train | eval | register"), C("x_Interval", "string", "data day", nullable=True),
-        C("x_DagId", "string", "DAG", nullable=True), C("x_DagRunId", "string", "DAG run, or manual", nullable=True), C("x_TaskId", "string", "task", nullable=True),
-        C("x_MapIndex", "int32", "-1 if not mapped"), C("x_TaskTry", "int32", "try number"), C("x_Outcome", "string", "succeeded | failed | killed | reused"),
-        C("x_WallSeconds", "float64", "attempt"), C("x_Cores", "float64", "allocated"), C("x_MemoryGib", "float64", "allocated"), C("x_Gpus", "float64", "allocated"),
-        C("x_EnergyKwh", "float64", "estimated"), C("x_Tokens", "int64", "trained or packed", nullable=True), C("x_Flops", "float64", "training FLOPs", nullable=True),
-        C("x_Error", "string", "first line", nullable=True),
-    ),
-    "",
+    "costs", "FOCUS 1.3 charge row per attempt and phase, and per slice of idle time and storage; corrections are new rows", (),
+    tuple(C(*column) for column in costs.COLUMNS), "",
 )  # fmt: skip
 
 TABLES: dict[str, Table] = {

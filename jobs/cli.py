@@ -275,6 +275,7 @@ def _add_commands(commands: Any) -> None:
     theirs.add_argument("rest", nargs=argparse.REMAINDER)
     theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
     _add_gauntlet(commands)
+    _add_costs(commands)
 
 
 def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -301,6 +302,13 @@ def _add_gauntlet(commands: Any) -> None:
     about = "Foundry's evaluation data: fetch it, check it."
     group = commands.add_parser("gauntlet", help=about, description=about)
     gauntlet_data.add_to(group.add_subparsers(dest="gauntlet_action", required=True, metavar="ACTION"), _leaf)
+
+
+def _add_costs(commands: Any) -> None:
+    from jobs import costs_command
+
+    group = commands.add_parser("costs", help=costs_command.ABOUT, description=costs_command.ABOUT)
+    costs_command.add_to(group.add_subparsers(dest="costs_action", required=True, metavar="ACTION"), _leaf)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -9,49 +9,17 @@ import contextlib
 import json
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
+from jobs.price_sheet import Prices, Resources
+
+__all__ = ["PLATFORM_FILE", "REPO", "Environment", "Prices", "Resources"]
 
 REPO = Path(__file__).resolve().parent.parent
 PLATFORM_FILE = "platform.json"  # written by `moeline up`: {"services": {name: {...}}, "addresses": {...}}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What an attempt is allocated (and pays for)."""
-
-    cores: float
-    memory_gib: float
-    gpus: float = 0.0
-
-
-@dataclass(frozen=True)
-class Prices:
-    """List prices in ``currency`` per hour, and watts for the energy estimate."""
-
-    currency: str
-    core_hour: float
-    gib_hour: float
-    gpu_hour: float
-    watts_per_core: float = 0.0
-    watts_per_gib: float = 0.0
-    watts_per_gpu: float = 0.0
-
-    def cost(self, *, core_seconds: float = 0.0, gib_seconds: float = 0.0, gpu_seconds: float = 0.0) -> float:
-        """Price of an amount of compute, in ``currency``."""
-        return (core_seconds * self.core_hour + gib_seconds * self.gib_hour + gpu_seconds * self.gpu_hour) / 3600.0
-
-    def allocated(self, resources: Resources, seconds: float) -> float:
-        """Price of holding ``resources`` for ``seconds``."""
-        return self.cost(core_seconds=resources.cores * seconds, gib_seconds=resources.memory_gib * seconds, gpu_seconds=resources.gpus * seconds)
-
-    def energy_kwh(self, resources: Resources, seconds: float) -> float:
-        """Estimated energy of holding ``resources`` for ``seconds`` (nameplate watts, not a measurement)."""
-        watts = resources.cores * self.watts_per_core + resources.memory_gib * self.watts_per_gib + resources.gpus * self.watts_per_gpu
-        return watts * seconds / 3.6e6
 
 
 @dataclass(frozen=True)
@@ -64,6 +32,7 @@ class Environment:
     prices: Prices
     resources: dict[str, Resources]
     services: dict[str, Any]
+    budgets: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str | None = None, home: str | Path | None = None) -> Environment:
@@ -76,14 +45,14 @@ class Environment:
         raw = tomllib.loads(file.read_text())
         root = Path(home or os.environ.get("MOELINE_HOME") or REPO / ".moeline").resolve()
         try:
-            prices = Prices(**raw["prices"])
+            prices = Prices.read(raw["prices"], f"infra/env/{file.name}" if file.is_relative_to(REPO) else str(file))
             default = raw["resources"]["default"]
             resources = {stage: Resources(**{**default, **values}) for stage, values in raw["resources"].items()}
             given = {key: raw["paths"][key] for key in ("warehouse", "landing", "artifacts")}
             paths = {key: path if key == "landing" and "://" in path else (root / path).resolve() for key, path in given.items()}
         except (KeyError, TypeError) as error:
             raise MoelineError(f"{file}: missing or unknown setting: {error}. Compare it with infra/env/local.toml.") from None
-        return cls(name=file.stem, home=root, prices=prices, resources=resources, services=raw.get("services", {}), **paths)
+        return cls(name=file.stem, home=root, prices=prices, resources=resources, services=raw.get("services", {}), budgets=raw.get("budgets", {}), **paths)
 
     def stage_resources(self, stage: str) -> Resources:
         return self.resources.get(stage, self.resources["default"])

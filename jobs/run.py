@@ -93,7 +93,8 @@ def _compute(
         output = module.run(config, resolved.open(env, module, tools), tools)
         metrics = dict(output.metrics)
         staged = stage_rows(env, module, output, tools, interval, key)
-        metrics.update(check_staged(env, stage, staged, tools, key, interval, output.noticed))
+        with running.phase("checks"):
+            metrics.update(check_staged(env, stage, staged, tools, key, interval, output.noticed))
         with turn(env, module):
             versions = publish_staged(
                 env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}
@@ -114,8 +115,19 @@ def _compute(
         error = f"{type(problem).__name__}: {problem}".splitlines()[0][:500]
         raise
     finally:
-        running.close(outcome, error=error, tokens=metrics.get("tokens"), flops=metrics.get("flops"))
+        running.close(
+            outcome, error=error, tokens=metrics.get("tokens"), flops=metrics.get("flops"), mfu=metrics.get("mfu"),
+            forecast_id=metrics.get("content_hash") or _forecast_id(env, stage, recipe, resolved),
+        )  # fmt: skip
         tools.close()
+
+
+def _forecast_id(env: Environment, stage: str, recipe: recipes.Recipe, resolved: Inputs) -> str | None:
+    """Content hash of the forecast a training was decided on: the newest one of its recipe over the same sequences."""
+    if stage != "train":
+        return None
+    made = [r for r in results.of_stage(env, "forecast") if r.recipe == recipe.name and r.inputs.get("sequences") == resolved.versions.get("sequences")]
+    return made[-1].metrics.get("content_hash") if made else None
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -28,16 +28,22 @@ _RETENTION = {"delta.logRetentionDuration": "interval 3650 days", "delta.deleted
 _ATTEMPTS = 20
 
 
+def arrow_type(name: str) -> pa.DataType:
+    """The Arrow type of a column type of expectations/tables.py."""
+    import pyarrow as pa
+
+    return {
+        "string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64(), "bool": pa.bool_(), "binary": pa.binary(),
+        "timestamp": pa.timestamp("us", tz="UTC"), "list<int32>": pa.list_(pa.int32()), "list<float64>": pa.list_(pa.float64()),
+        "list<string>": pa.list_(pa.string()),
+    }[name]  # fmt: skip
+
+
 def arrow_schema(table: Table) -> pa.Schema:
     """The Arrow schema of a table as declared in expectations/tables.py. Nullability is a checked rule, not a schema flag."""
     import pyarrow as pa
 
-    types = {
-        "string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64(), "bool": pa.bool_(), "binary": pa.binary(),
-        "timestamp": pa.timestamp("us", tz="UTC"), "list<int32>": pa.list_(pa.int32()), "list<float64>": pa.list_(pa.float64()),
-        "list<string>": pa.list_(pa.string()),
-    }  # fmt: skip
-    return pa.schema([pa.field(c.name, types[c.type]) for c in table.columns])
+    return pa.schema([pa.field(c.name, arrow_type(c.type)) for c in table.columns])
 
 
 def uri(env: Environment, name: str) -> str:
@@ -146,7 +152,10 @@ def publish(
 
 
 def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, once: str | None = None) -> None:
-    """Append rows to an append-only table. With ``once`` (an id) a second call with the same id writes nothing."""
+    """Append rows to an append-only table. With ``once`` (an id) a second call with the same id writes nothing.
+
+    A table written before a nullable column was declared gets that column; its old rows read as null there.
+    """
     import pyarrow as pa
     from deltalake import CommitProperties, Transaction, write_deltalake
 
@@ -159,7 +168,8 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
             return
         transactions = [Transaction(once, 1)]
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
-    write_deltalake(current, data, mode="append", commit_properties=CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS))
+    properties = CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS)
+    write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
 
 
 def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:

@@ -1,23 +1,27 @@
-"""The cost ledger: one FOCUS charge row per attempt, failed and killed ones too.
+"""The cost ledger: FOCUS charge rows of every attempt, one per phase, failed and killed attempts too.
 
-An attempt leaves a journal file while it runs (its heartbeat is the file's modification time). A process that dies without writing
-its row is found by the next ``reconcile`` and charged until its last heartbeat, so nothing is free. Corrections are new rows.
+An attempt leaves a journal file while it runs (its heartbeat is the file's modification time). A process that dies without writing its
+rows is found by the next ``reconcile`` and charged until its last heartbeat and the one it owed, so nothing is free. Corrections are new rows.
+Change here: attempts, their phases and journal. Not here: what a row says (charges.py), what Airflow and Ray know of killed attempts (reconciling.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import threading
+import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.config import PHASES
 from jobs.environment import Environment, Resources
-from jobs.services import delta
+from jobs.services import charges, delta
 
 _HEARTBEAT_SECONDS = 2.0
 
@@ -41,20 +45,27 @@ class Attempt:
     pid: int = field(default_factory=os.getpid)
     process_started_at: float = 0.0
 
+    @property
+    def run_id(self) -> str:
+        return self.dag_run_id or f"by-hand-{self.run_key[:8]}"
 
-def _journal(env: Environment) -> Path:
+
+def journal(env: Environment) -> Path:
+    """Folder with one file per attempt that runs, or died."""
     return env.home / "attempts"
 
 
 class Running:
-    """An open attempt: journal, heartbeat, and the single charge row when it ends."""
+    """An open attempt: journal, heartbeat, and its charge rows when it ends. Raises MoelineError at once when the sheet has no price for it."""
 
     def __init__(self, env: Environment, attempt: Attempt) -> None:
         import psutil
 
+        env.prices.hourly(attempt.resources, attempt.started_at)
         self.env = env
         self.attempt = replace(attempt, process_started_at=psutil.Process().create_time())
-        self._file = _journal(env) / f"{attempt.attempt_id}.json"
+        self._apart: dict[str, tuple[float, float, float]] = {}  # phase -> began, ended, seconds
+        self._file = journal(env) / f"{attempt.attempt_id}.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(self.attempt)))
@@ -70,40 +81,67 @@ class Running:
             except FileNotFoundError:
                 return
 
-    def cost_so_far(self) -> float:
-        return self.env.prices.allocated(self.attempt.resources, dt.datetime.now(dt.UTC).timestamp() - self.attempt.started_at)
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What runs inside is charged as phase ``name``, not as the stage's own."""
+        began = time.time()
+        try:
+            yield
+        finally:
+            ended = time.time()
+            first, _, spent = self._apart.get(name, (began, began, 0.0))
+            self._apart[name] = (first, ended, spent + max(0.0, ended - began))
 
-    def close(self, outcome: str, *, error: str | None = None, tokens: int | None = None, flops: float | None = None) -> float:
-        """Write the charge row; returns what was charged."""
+    def cost_so_far(self) -> float:
+        return self.env.prices.allocated(self.attempt.resources, dt.datetime.now(dt.UTC).timestamp() - self.attempt.started_at, self.attempt.started_at)
+
+    def close(
+        self, outcome: str, *, error: str | None = None, tokens: int | None = None, flops: float | None = None, mfu: float | None = None,
+        forecast_id: str | None = None,
+    ) -> float:  # fmt: skip
+        """Write the charge rows; returns what was charged."""
         self._stop.set()
-        row = charge_row(self.env, self.attempt, dt.datetime.now(dt.UTC).timestamp(), outcome, error=error, tokens=tokens, flops=flops)
-        delta.append(self.env, "costs", [row], once=self.attempt.attempt_id)
+        more = {"x_Mfu": mfu, "x_ForecastId": forecast_id}
+        now = dt.datetime.now(dt.UTC).timestamp()
+        rows = charge_rows(self.env, self.attempt, now, outcome, self._apart, error=error, tokens=tokens, flops=flops, more=more)
+        delta.append(self.env, "costs", rows, once=self.attempt.attempt_id)
         self._file.unlink(missing_ok=True)
-        return float(row["BilledCost"])
+        return float(sum(row["BilledCost"] for row in rows))
+
+
+def charge_rows(
+    env: Environment, attempt: Attempt, ended_at: float, outcome: str, apart: dict[str, tuple[float, float, float]], *, error: str | None = None,
+    tokens: int | None = None, flops: float | None = None, more: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row per phase: ``apart`` (phase -> began, ended, seconds) and, first, the stage's own with the rest of the attempt's seconds."""
+    total = max(0.0, ended_at - attempt.started_at)
+    spent = min(total, sum(seconds for _, _, seconds in apart.values()))
+    own = charge_row(env, attempt, ended_at, outcome, error=error, tokens=tokens, flops=flops, seconds=total - spent, more=more)
+    scale = spent / sum(s for _, _, s in apart.values()) if spent else 0.0
+    others = [
+        charge_row(env, replace(attempt, started_at=began), ended, outcome, phase=phase, seconds=seconds * scale, more=more)
+        for phase, (began, ended, seconds) in apart.items()
+    ]
+    return [own, *(others if scale else ())]
 
 
 def charge_row(
-    env: Environment, attempt: Attempt, ended_at: float, outcome: str, *, error: str | None = None, tokens: int | None = None, flops: float | None = None
-) -> dict[str, Any]:
-    """A FOCUS 1.3 usage row for ``attempt`` ending at ``ended_at`` (Unix seconds), priced by the environment's list prices."""
-    start, end = (dt.datetime.fromtimestamp(t, dt.UTC) for t in (attempt.started_at, max(ended_at, attempt.started_at)))
-    seconds = (end - start).total_seconds()
-    cost = env.prices.allocated(attempt.resources, seconds)
-    month = start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return {
-        "BilledCost": cost, "EffectiveCost": cost, "ListCost": cost, "ContractedCost": cost,
-        "BillingAccountId": env.name, "BillingAccountName": env.name, "BillingCurrency": env.prices.currency,
-        "BillingPeriodStart": month, "BillingPeriodEnd": (month + dt.timedelta(days=32)).replace(day=1), "ChargePeriodStart": start, "ChargePeriodEnd": end,
-        "ChargeCategory": "Usage", "ChargeClass": None, "ChargeDescription": f"{attempt.stage} {attempt.interval or attempt.recipe}, try {attempt.try_number}",
-        "InvoiceIssuerName": env.name, "PricingQuantity": attempt.resources.cores * seconds / 3600, "PricingUnit": "core-hours",
-        "ServiceProviderName": env.name, "ProviderName": env.name, "PublisherName": env.name,
-        "ServiceCategory": "AI and Machine Learning", "ServiceName": f"moeline {attempt.stage}",
-        "x_AttemptId": attempt.attempt_id, "x_RunKey": attempt.run_key, "x_Recipe": attempt.recipe, "x_Stage": attempt.stage,
-        "x_Phase": PHASES[attempt.stage], "x_Interval": attempt.interval, "x_DagId": attempt.dag_id, "x_DagRunId": attempt.dag_run_id,
-        "x_TaskId": attempt.task_id, "x_MapIndex": attempt.map_index, "x_TaskTry": attempt.try_number, "x_Outcome": outcome, "x_WallSeconds": seconds,
-        "x_Cores": attempt.resources.cores, "x_MemoryGib": attempt.resources.memory_gib, "x_Gpus": attempt.resources.gpus,
-        "x_EnergyKwh": env.prices.energy_kwh(attempt.resources, seconds), "x_Tokens": tokens, "x_Flops": flops, "x_Error": error,
-    }  # fmt: skip
+    env: Environment, attempt: Attempt, ended_at: float, outcome: str, *, error: str | None = None, tokens: int | None = None, flops: float | None = None,
+    phase: str | None = None, seconds: float | None = None, evidence: str = "own", more: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of one phase (None: the stage's own) of ``attempt`` ending at ``ended_at`` (Unix seconds); ``seconds`` of it are charged (None: all)."""
+    phase = phase or PHASES[attempt.stage]
+    end = max(ended_at, attempt.started_at)
+    return charges.row(env, charges.Charge(
+        held=attempt.resources, start=attempt.started_at, end=end, seconds=end - attempt.started_at if seconds is None else seconds, stage=attempt.stage,
+        phase=phase, description=f"{attempt.stage} {attempt.interval or attempt.recipe}, try {attempt.try_number}" + (", checks" if phase == "checks" else ""),
+        attempt_id=attempt.attempt_id, recipe=attempt.recipe, outcome=outcome, evidence=evidence,
+        own={
+            "x_RunKey": attempt.run_key, "x_Interval": attempt.interval, "x_DagId": attempt.dag_id, "x_DagRunId": attempt.dag_run_id,
+            "x_TaskId": attempt.task_id, "x_MapIndex": attempt.map_index, "x_TaskTry": attempt.try_number, "x_Tokens": tokens, "x_Flops": flops,
+            "x_Error": error, "x_RunId": attempt.run_id, "x_ProcessId": attempt.pid, **(more or {}),
+        },
+    ))  # fmt: skip
 
 
 def _alive(attempt: Attempt) -> bool:
@@ -111,25 +149,35 @@ def _alive(attempt: Attempt) -> bool:
     import psutil
 
     try:
-        return abs(psutil.Process(attempt.pid).create_time() - attempt.process_started_at) < 1.0
+        process = psutil.Process(attempt.pid)
+        return abs(process.create_time() - attempt.process_started_at) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def reconcile(env: Environment) -> list[str]:
-    """Charge attempts whose process died without a row, until their last heartbeat; returns their ids."""
-    charged = []
-    for file in sorted(_journal(env).glob("*.json")):
+def open_attempts(env: Environment) -> list[tuple[Attempt, float, bool]]:
+    """Attempts without rows yet: (attempt, last heartbeat, whether its process lives)."""
+    found = []
+    for file in sorted(journal(env).glob("*.json")):
         try:
             raw = json.loads(file.read_text())
             last_seen = file.stat().st_mtime
         except (FileNotFoundError, json.JSONDecodeError):
             continue  # closed meanwhile
         attempt = Attempt(**{**raw, "resources": Resources(**raw["resources"])})
-        if _alive(attempt):
+        found.append((attempt, last_seen, _alive(attempt)))
+    return found
+
+
+def reconcile(env: Environment) -> list[str]:
+    """Charge attempts whose process died without a row, until the heartbeat it still owed; returns their ids."""
+    charged = []
+    for attempt, last_seen, alive in open_attempts(env):
+        if alive:
             continue
-        row = charge_row(env, attempt, last_seen, "killed", error="the process ended without saying why (killed, or the machine stopped)")
-        delta.append(env, "costs", [row], once=attempt.attempt_id)
-        file.unlink(missing_ok=True)
+        ended = min(last_seen + _HEARTBEAT_SECONDS, max(last_seen, time.time()))
+        error = "the process ended without saying why (killed, or the machine stopped)"
+        delta.append(env, "costs", [charge_row(env, attempt, ended, "killed", error=error, evidence="heartbeat")], once=attempt.attempt_id)
+        (journal(env) / f"{attempt.attempt_id}.json").unlink(missing_ok=True)
         charged.append(attempt.attempt_id)
     return charged

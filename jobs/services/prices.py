@@ -64,7 +64,7 @@ def measure(
 ) -> Measured:  # fmt: skip
     """Prices of the run described by ``run`` (a row of report.runs). Raises MoelineError when its training has no cost row or the sheet no price."""
     tokens = int(trained.metrics["tokens"])
-    tries = charges.get(trained.run_key, [])
+    tries = [c for c in charges.get(trained.run_key, []) if c["x_Outcome"] in ("succeeded", "failed", "killed")]  # shared idle time is no part of its price
     if not trained.metrics.get("resumed_from_step"):  # else the killed tries it continued are part of it
         tries = [c for c in tries if c["x_Outcome"] == "succeeded"]
     cost = _repriced(env, tries)
@@ -95,9 +95,10 @@ def _repriced(env: Environment, tries: Iterable[Mapping[str, Any]]) -> float | N
     """What these attempts would cost at the price sheet of now; None when there are none. Raises MoelineError when the sheet gives them no price."""
     total = None
     for row in tries:
-        held = Resources(row["x_Cores"], row["x_MemoryGib"], row["x_Gpus"])
-        usd = env.prices.allocated(held, row["x_WallSeconds"])
-        unpriced = "gpu_hour" if held.gpus and not env.prices.gpu_hour else "core_hour and gib_hour" if not usd and row["x_WallSeconds"] else None
+        held = Resources(row["x_Cores"], row["x_MemoryGib"], row["x_Gpus"], row.get("x_InstanceType") or "")
+        unpriced = "gpu_hour" if held.gpus and not held.instance and not env.prices.gpu_hour else None
+        usd = 0.0 if unpriced else env.prices.allocated(held, row["x_WallSeconds"])
+        unpriced = unpriced or ("core_hour and gib_hour" if not usd and row["x_WallSeconds"] else None)
         if unpriced:  # a sheet may put all of a machine's price on its cores, or on its GPUs
             raise MoelineError(
                 f"Stage {row['x_Stage']} held {held.cores:g} cores, {held.memory_gib:g} GiB and {held.gpus:g} GPUs, and environment {env.name} has no price "

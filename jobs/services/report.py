@@ -16,6 +16,7 @@ from jobs.environment import Environment
 from jobs.services import delta, results
 
 BUILD = ("forecast", "train", "evaluate", "review", "register")
+SHARED = ("idle", "storage")  # phases no attempt caused alone
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
 
@@ -215,8 +216,18 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attempts(env: Environment) -> list[dict[str, Any]]:
-    """Every charge, newest first: one row per attempt, failed and killed ones too."""
-    return sorted(delta.rows(env, "costs"), key=lambda c: c["ChargePeriodStart"], reverse=True)
+    """Every attempt, newest first, failed and killed ones too: its charges of all phases added up, corrections included."""
+    return sorted(_attempts(delta.rows(env, "costs")), key=lambda c: c["ChargePeriodStart"], reverse=True)
+
+
+def _attempts(charges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for rows in _grouped((c for c in charges if c["x_Phase"] not in SHARED), "x_AttemptId").values():
+        first = next((r for r in rows if r["x_Phase"] != "checks" and not r["x_CorrectsId"]), rows[0])
+        added = {name: sum(r[name] for r in rows) for name in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "x_WallSeconds", "x_EnergyKwh")}
+        ends = {"ChargePeriodStart": min(r["ChargePeriodStart"] for r in rows), "ChargePeriodEnd": max(r["ChargePeriodEnd"] for r in rows)}
+        found.append({**first, **added, **ends, "cost_by_phase": _sum_by(rows, "x_Phase")})
+    return found
 
 
 def of_dag_run(env: Environment, dag_run_id: str) -> dict[str, Any]:
@@ -240,11 +251,11 @@ def summary(env: Environment) -> dict[str, Any]:
     """What ``moeline report --json`` prints: the runs, and what all attempts together cost and wasted."""
     records = Records(env)
     found = [{k: run[k] for k in SUMMARY} for run in _runs(records)]
-    charges = records.costs
-    wasted = [c for c in charges if c["x_Outcome"] in ("failed", "killed")]
+    tried = _attempts(records.costs)
+    wasted = [a for a in tried if a["x_Outcome"] in ("failed", "killed")]
     return {
-        "runs": found, "total_usd": sum(c["BilledCost"] for c in charges), "wasted_usd": sum(c["BilledCost"] for c in wasted), "attempts": len(charges),
-        "failed_attempts": len(wasted), "cost_by_phase": _sum_by(charges, "x_Phase"),
+        "runs": found, "total_usd": sum(c["BilledCost"] for c in records.costs), "wasted_usd": sum(a["BilledCost"] for a in wasted), "attempts": len(tried),
+        "failed_attempts": len(wasted), "cost_by_phase": _sum_by(records.costs, "x_Phase"), "energy_kwh": sum(c["x_EnergyKwh"] for c in records.costs),
     }  # fmt: skip
 
 
@@ -264,7 +275,7 @@ def render(env: Environment) -> str:
     phases = ", ".join(f"{phase} ${usd:.4f}" for phase, usd in sorted(found["cost_by_phase"].items()))
     console.print(
         f"All {found['attempts']} attempts: ${found['total_usd']:.4f} ({phases or 'nothing spent yet'}); "
-        f"wasted ${found['wasted_usd']:.4f} in {found['failed_attempts']} failed ones."
+        f"wasted ${found['wasted_usd']:.4f} in {found['failed_attempts']} failed ones; about {found['energy_kwh']:.4f} kWh (estimated)."
     )
     return console.export_text()
 

@@ -124,5 +124,5 @@ def test_ctrl_c_leaves_everything_consistent_and_the_same_command_goes_on(whole_
     assert {r["state"] for r in again["runs"]} == {"success"}
     for stage in PREPARE_STAGES:
         assert len([r for r in results.of_stage(env, stage) if r.interval == day]) == 1
-    charges = [c for c in delta.rows(env, "costs") if c["x_Interval"] == day and c["ChargeCategory"] == "Usage" and c["BilledCost"] > 0]
+    charges = [c for c in delta.rows(env, "costs") if c["x_Interval"] == day and c["x_Phase"] == "prepare" and c["BilledCost"] > 0]
     assert sorted(c["x_TaskId"] for c in charges) == sorted(PREPARE_STAGES)

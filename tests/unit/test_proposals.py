@@ -148,7 +148,8 @@ def test_a_training_without_a_charge_or_a_price_is_an_error_not_zero(env):
     reviewed_runs.charge(env, "train", TRAIN, 60.0, "failed")
     with pytest.raises(MoelineError, match="no row in the table costs"):
         proposals.describe(env, TRAIN[:12])
-    reviewed_runs.charge(env, "train", TRAIN, 60.0, "succeeded", Resources(cores=1.0, memory_gib=0.0, gpus=1.0))
+    with_gpus = replace(env, prices=replace(env.prices, gpu_hour=2.0))  # the training ran where GPUs had a price; this sheet has none
+    reviewed_runs.charge(with_gpus, "train", TRAIN, 60.0, "succeeded", Resources(cores=1.0, memory_gib=0.0, gpus=1.0))
     with pytest.raises(MoelineError, match=r"1 GPUs, and environment local has no price for that \(gpu_hour is 0\)"):
         proposals.describe(env, TRAIN[:12])
     free = replace(env, prices=replace(env.prices, core_hour=0.0, gpu_hour=0.0))

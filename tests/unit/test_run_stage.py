@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from expectations.tables import TABLES
 from jobs import recipes, run
 from jobs.contract import CheckFailed, MoelineError, StageOutput
 from jobs.environment import REPO
@@ -186,18 +185,6 @@ def test_a_crash_between_commit_and_record_is_repaired_by_the_retry(env, stage, 
     retried = run.run_stage(env, "train", RECIPE)
     rows = delta.dataset(env, retried.table("checkpoints")).to_table().to_pylist()
     assert len(rows) == 1, "the retry replaced the rows of the attempt that died"
-
-
-def test_costs_have_every_mandatory_focus_column():
-    mandatory = (
-        "BilledCost EffectiveCost ListCost ContractedCost BillingAccountId BillingAccountName BillingCurrency BillingPeriodStart BillingPeriodEnd "
-        "ChargePeriodStart ChargePeriodEnd ChargeCategory ChargeClass ChargeDescription InvoiceIssuerName PricingQuantity PricingUnit ProviderName "
-        "PublisherName ServiceCategory ServiceName"
-    )
-    names = TABLES["costs"].column_names
-    assert set(mandatory.split()) <= set(names)
-    first_custom = next(i for i, n in enumerate(names) if n.startswith("x_"))
-    assert all(n.startswith("x_") for n in names[first_custom:])
 
 
 def test_the_process_prints_its_result_last_and_refuses_bad_input(env):
