@@ -3,6 +3,7 @@
 ceilings  what this card reaches in a large bf16 matrix product and a large copy
 parity    output and gradients of every backend in bf16 against the loop in float64, over even and hostile loads; MegaBlocks' own dMoE
           with our weights; trained side by side for some steps
+scoring   log-probabilities and held-out loss on the GPU beside the CPU's
 resume    a checkpoint written and read on the GPU
 layer     one MoE layer forward and backward, TFLOP/s: ours with each backend, and MegaBlocks' own dMoE (mlp_impl 'grouped')
 model     whole training steps (Trainer: autocast bf16, float32 masters, fused AdamW): tokens/s, MFU, peak memory
@@ -32,6 +33,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models.config import ModelConfig
 from models.experts import BACKENDS, ExpertWeights, expert_forward
+from models.gauntlet.scoring import Scorer
+from models.kv_cache import KVCache
 from models.moe import MoE, count_tokens, load_balancing_loss, route
 from models.train_loop import LoopConfig, PackedSequences, Trainer, new_model
 
@@ -221,6 +224,27 @@ def resume(folder: Path) -> None:
     check("six steps after a checkpoint, read into another model", max(abs(a / b - 1) for a, b in pairs), 0.002)
 
 
+def scoring(backends: list[str]) -> None:
+    """What the Gauntlet reads on the GPU, in float32: log-probabilities through the prefix tree and its cache, and the held-out loss."""
+    config = ModelConfig(d_model=512, n_heads=4, n_kv_heads=2, n_layers=4, ffn_hidden=896, vocab_size=4096, max_seq_len=512, init="by_width")
+    rng = np.random.default_rng(3)
+    shared = [tuple(rng.integers(0, 4096, n).tolist()) for n in (1, 40, 300)]
+    pairs = [(s + tuple(rng.integers(0, 4096, 30).tolist()), tuple(rng.integers(0, 4096, n).tolist())) for s in shared for n in (1, 2, 7, 20)]
+    sums: dict[str, np.ndarray] = {}
+    data = _synthetic(config, 16)
+    held_out = {}
+    for device, backend, batch in (("cpu", "grouped_mm", 16384), *(("cuda", b, 16384) for b in backends), ("cuda", "grouped_mm", 256)):
+        model = new_model(config, seed=1, experts_backend=backend).to(device)
+        scores = Scorer(model.eval(), None, max_seq_len=512, batch_tokens=batch, cache_type=KVCache).continuation_scores(pairs)
+        sums[f"{device} {backend} {batch}"] = np.array([scores[p].sum_logprob for p in pairs])
+        held_out[f"{device} {backend} {batch}"] = Trainer(model, LoopConfig(steps=1, batch_sequences=4, learning_rate=0.1), data).held_out_loss(data, 16)[0]
+    exact = sums.pop("cpu grouped_mm 16384")
+    for name, found_sums in sums.items():
+        limit = 0.5 if "megablocks" in name else 0.005  # its products are in bf16 whatever the model is in
+        check(f"log-probabilities of up to 20 tokens, {name}, against the CPU, nats", float(np.abs(found_sums - exact).max()), limit)
+        check(f"held-out loss, {name}, against the CPU, nats", abs(held_out[name] - held_out["cpu grouped_mm 16384"]), limit / 10)
+
+
 def curves(backends: list[str]) -> None:
     config = ModelConfig(d_model=512, n_heads=4, n_kv_heads=2, n_layers=4, ffn_hidden=896, vocab_size=4096, max_seq_len=512, init="by_width")
     data = _synthetic(config, 256)
@@ -333,7 +357,7 @@ def _model_steps(run: Run, config: ModelConfig, profile: Path | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="ceilings,parity,resume,layer,model")
+    parser.add_argument("--parts", default="ceilings,parity,scoring,resume,layer,model")
     parser.add_argument("--backends", default=",".join(BACKENDS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", type=Path, help="append a table of kernels per whole-model run")
@@ -348,6 +372,7 @@ def main() -> int:
     todo = {
         "ceilings": ceilings,
         "parity": lambda: (parity(backends), "megablocks" in backends and parity_with_dmoe(backends), parity_of_documents(), curves(backends)),
+        "scoring": lambda: scoring(backends),
         "resume": lambda: resume(Path(tempfile.mkdtemp())),
         "layer": lambda: layers(backends),
         "model": lambda: whole_models([run for run in RUNS if run.backend in backends], asked.profile),
