@@ -20,6 +20,7 @@ from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
 from models.kv_cache import BLOCK, KVCache, rounded_up
 from models.moe import MoE, RouterStats, load_balancing_loss, mean_confidence, router_z
+from models.packed_attention import LEAST_POSITIONS, QueryBlock, attend_packed, query_blocks
 from models.varlen_attention import attend_documents, document_ends, fits
 
 
@@ -55,6 +56,7 @@ class _Context:
     ends: Tensor | None  # where documents begin and end in the flattened batch, instead of a mask (varlen_attention)
     counted_N: Tensor | None
     cache: KVCache | None
+    blocks: tuple[QueryBlock, ...] = ()  # in place of a mask
 
 
 def document_positions(document_ids_BT: Tensor) -> Tensor:
@@ -133,6 +135,8 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in parts)
         if context.cache is not None:
             return self.out_proj(context.cache.attend(layer, q, k, v).transpose(1, 2).flatten(2))
+        if context.blocks:
+            return self.out_proj(attend_packed(q, k, v, context.blocks).transpose(1, 2).flatten(2))
         mask = context.mask.to(q.dtype) if context.mask is not None else None
         return self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
@@ -307,7 +311,9 @@ class Transformer(nn.Module):
         else:  # one row per position: a sine differs in its last bit with its place in a tensor (vector or remainder code)
             table = torch.arange(rounded_up(int(positions.max()) + 1, BLOCK), device=device)
             cos, sin = (t[positions] for t in rotary_tables(table, self.config.head_dim, self.config.rope_theta, dtype))
-        mask = None
-        if allowed is not None:  # built once for all layers
+        mask, blocks = None, ()  # built once for all layers
+        if allowed is not None and device.type == "cpu" and n_positions >= LEAST_POSITIONS:
+            blocks = query_blocks(document_ids_BT, dtype)
+        elif allowed is not None:
             mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))[:, None]
-        return _Context(cos[:, :, None], sin[:, :, None], mask, ends, counted_N, cache)
+        return _Context(cos[:, :, None], sin[:, :, None], mask, ends, counted_N, cache, blocks)
