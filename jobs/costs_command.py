@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 
-ABOUT = "The ledger of costs: export it as FOCUS 1.3."
+ABOUT = "The ledger of costs: export it as FOCUS 1.3, compare it with what Airflow and Ray recorded, correct it."
 
 
 def add_to(actions: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
@@ -23,6 +23,34 @@ def add_to(actions: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--from", dest="first", metavar="DAY", help="first day on which a charge began, YYYY-MM-DD, UTC (default: the first there is)")
     export.add_argument("--to", dest="last", metavar="DAY", help="last such day, included (default: the last there is)")
+    leaf(actions, "reconcile", _reconcile, "Charge what nobody wrote down: killed attempts by Airflow's and Ray's records, idle time of the platform, storage.")
+    fix = leaf(actions, "correct", _correct, "Correct the charge of an attempt by a new row; no row is ever changed.")
+    fix.add_argument("attempt", metavar="ATTEMPT", help="x_AttemptId of the row, or its beginning")
+    fix.add_argument("--seconds", type=float, required=True, metavar="S", help="how long the attempt held its machine in all")
+    fix.add_argument("--because", required=True, metavar="TEXT", help="the reason, kept in the row")
+
+
+def _reconcile(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
+    from jobs.services import reconciling
+
+    found = reconciling.reconcile(env)
+    if not arguments.json:
+        about = {"unseen": "tries only Airflow knew", "corrected": "killed later than their heartbeat", "idle": "idle time", "storage": "storage"}
+        print(f"killed attempts closed: {found['killed']}")
+        for name, words in about.items():
+            print(f"{words}: {found[name]['rows']} rows, {found[name]['usd']:.4f} {env.prices.currency}")
+        for sentence in found["missing"]:
+            print(f"missing: {sentence}")
+    return found
+
+
+def _correct(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
+    from jobs.services import reconciling
+
+    row = reconciling.correct(env, arguments.attempt, arguments.seconds, arguments.because)
+    if not arguments.json:
+        print(f"{row['ChargeDescription']}: {row['BilledCost']:+.6f} {env.prices.currency}")
+    return row
 
 
 def _export(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
