@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
+from jobs.price_sheet import PURCHASES
 
-ABOUT = "The ledger of costs: export it as FOCUS 1.3, compare it with what Airflow and Ray recorded, correct it."
+ABOUT = "The ledger of costs: export it as FOCUS 1.3, compare it with what Airflow and Ray recorded, correct it, hold it against budgets, price it elsewhere."
 
 
 def add_to(actions: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
@@ -28,6 +29,34 @@ def add_to(actions: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
     fix.add_argument("attempt", metavar="ATTEMPT", help="x_AttemptId of the row, or its beginning")
     fix.add_argument("--seconds", type=float, required=True, metavar="S", help="how long the attempt held its machine in all")
     fix.add_argument("--because", required=True, metavar="TEXT", help="the reason, kept in the row")
+    leaf(actions, "budgets", _budgets, "What this month's budgets of the environment and of recipes have left, and where they go at this pace.")
+    elsewhere = leaf(actions, "whatif", _whatif, "What a recipe's training would cost by the price sheet of another environment, with its interval.")
+    elsewhere.add_argument("--recipe", default="tiny", help="a recipe that `moeline recipes` lists (default: tiny)")
+    elsewhere.add_argument("--purchase", choices=PURCHASES, help="how machines are bought there (default: what its sheet says)")
+    elsewhere.add_argument("--gpus", type=float, metavar="N", help="GPUs instead of what the environment gives a training")
+    elsewhere.add_argument("--here", metavar="ENV", help="environment whose forecast counts (default: MOELINE_ENV or local); --env is the other one")
+
+
+def _whatif(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
+    from jobs import recipes, whatif
+    from jobs.environment import Environment
+
+    here = Environment.load(arguments.here, arguments.home)
+    found = whatif.whatif(here, recipes.load(arguments.recipe, home=here.home), env, purchase=arguments.purchase, gpus=arguments.gpus)
+    if not arguments.json:
+        print(whatif.render(found), end="")
+    return found
+
+
+def _budgets(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
+    from jobs import budgets
+    from jobs.services import ledger
+
+    ledger.reconcile(env)
+    found = budgets.status(env)
+    if not arguments.json:
+        print(budgets.render(found), end="")
+    return {"budgets": found, "exit_status": 0}
 
 
 def _reconcile(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
