@@ -188,6 +188,7 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=ADDED)
     balance_bias_rate: float = field(default=0.0, metadata=ADDED)
     spike_sigmas: float = field(default=0.0, metadata=ADDED)
+    expert_parallel: int = field(default=1, metadata=ADDED)  # over how many of the workers the experts are dealt out (models/parallel/layout.py)
 
     def __post_init__(self) -> None:
         try:

@@ -46,7 +46,6 @@ def write(parent: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]
     """
     from safetensors.torch import save_file  # reading a manifest needs no torch
 
-    _remove_unfinished(parent)  # of a killed writer: it may be what fills the disk
     unfinished = begin(parent)
     try:
         for stem, named in tensors.items():
@@ -58,8 +57,9 @@ def write(parent: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]
 
 
 def begin(parent: Path) -> Path:
-    """A new folder in ``parent`` for the files of a checkpoint that ``publish`` makes visible."""
+    """A new folder in ``parent`` for the files of a checkpoint that ``publish`` makes visible; what a killed writer left goes."""
     parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(parent)  # it may be what fills the disk
     unfinished = parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
     unfinished.mkdir()
     return unfinished

@@ -193,11 +193,6 @@ class Trainer:
         path, digest = checkpoint.write(Path(directory), **self.contents())
         return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
 
-    def save_and_prune(self, directory: Path, keep: int) -> None:
-        """``save``, and remove all but the newest ``keep`` checkpoints. Training may go on before it is done; the next ``save`` waits for it."""
-        self.save(directory)
-        checkpoint.prune(Path(directory), keep)
-
     def contents(self) -> dict[str, Any]:
         """What a checkpoint of now holds, as checkpoint.write takes it. The tensors are the live ones: the next step changes them."""
         return {"step": self.step_number, "tensors": self._tensors(), "state": self._state()}

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.services.training import ERROR, METRICS, TrainingRun, parsed, result_o
 
 MAX_RESTARTS = 2  # worker processes that may die (out of memory, a lost node) before the attempt fails
 POLL_SECONDS = 0.5
+EXCHANGE_SECONDS = 3600  # a worker that waits so long for the others gives up; Ray notices one that died at once
 
 # Where Ray Train spends its launch beyond starting processes. Whoever runs a cluster may set them otherwise.
 _TRAIN_SETTINGS = {
@@ -45,9 +46,10 @@ class Launch:
 
 def train(
     env: Environment, runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str,
-    on_step: Callable[[int, dict[str, Any]], None] = lambda index, line: None,
+    on_step: Callable[[int, dict[str, Any]], None] = lambda index, line: None, together: bool = False,
 ) -> Launch:  # fmt: skip
-    """Do ``runs`` in ``processes`` Ray Train workers that share ``resources`` and the runs; returns when all are finished.
+    """Do ``runs`` in ``processes`` Ray Train workers that share ``resources`` and the runs; returns when all are finished. ``together``: every
+    run is done by all workers at once (worker_group.Group), each on a GPU or cores of its own.
 
     Runs with ``timed_steps`` come last, one at a time with the cores of all processes, as a training of its own would have them.
     Finished runs are not repeated, interrupted ones continue from their checkpoint; a worker that dies is restarted up to
@@ -57,13 +59,13 @@ def train(
     for run in runs:
         (Path(run.folder) / ERROR).unlink(missing_ok=True)  # a new attempt may have been given what the last one lacked
     waiting = [run for run in runs if result_of(run.folder) is None]
-    launch = Launch(processes=min(processes, len(waiting)))
+    launch = Launch(processes=processes if together else min(processes, len(waiting)))
     if waiting:
         began = time.time()
         settings = _TRAIN_SETTINGS if env.services.get("ray_address") else {**_TRAIN_SETTINGS, **_ONE_MACHINE_SETTINGS}
         with ray_connection.connected(env, resources, settings):
             followers = [_Follower(i, Path(run.folder) / METRICS, began, on_step) for i, run in enumerate(runs)]
-            _fit(waiting, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers)
+            _fit(waiting, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers, together=together)
         starts = [f.started_at for f in followers if f.started_at is not None]
         launch.launch_seconds = min(starts) - began if starts else None
     launch.results = [found for run in runs if (found := result_of(run.folder)) is not None]
@@ -73,7 +75,7 @@ def train(
 
 
 def _fit(
-    runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str, followers: Sequence[_Follower],
+    runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str, followers: Sequence[_Follower], together: bool,
 ) -> None:  # fmt: skip
     """Run the trainer in a thread and follow the metrics in this one."""
     import ray
@@ -81,16 +83,20 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    cores = max(1.0, min(resources.cores, ray.cluster_resources().get("CPU", 0.0)) / processes)
-    threads = max(1, int(cores))
-    per_worker = {"CPU": cores, **({"GPU": resources.gpus / processes} if resources.gpus else {})}
+    there = ray.cluster_resources()
+    if together:
+        _require_place(processes, there, resources)
+    cores = max(1.0, min(resources.cores, there.get("CPU", 0.0)) / processes)
+    per_worker = {"CPU": cores, **({"GPU": 1.0 if together else resources.gpus / processes} if resources.gpus else {})}
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker learns where the code lies before importing it
-    shares = [[r.to_json() for r in share] for share in shared_out([r for r in runs if not r.timed_steps], processes)]
+    shares = [[r.to_json() for r in runs]] * processes if together else _shares([r for r in runs if not r.timed_steps], processes)
+    timed = [] if together else [r.to_json() for r in runs if r.timed_steps]
     trainer = DataParallelTrainer(
         _worker,
-        train_loop_config={"repo": str(REPO), "threads": threads, "shares": shares, "timed": [r.to_json() for r in runs if r.timed_steps]},
+        train_loop_config={"repo": str(REPO), "threads": max(1, int(cores)), "shares": shares, "timed": timed},
         scaling_config=ScalingConfig(num_workers=processes, use_gpu=resources.gpus > 0, resources_per_worker=per_worker),
         run_config=RunConfig(name=name, storage_path=str(Path(scratch) / "ray"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+        backend_config=_process_group(resources) if together else None,
     )
     failure: list[BaseException] = []
 
@@ -110,6 +116,23 @@ def _fit(
         raise _explained(failure[0], name) from failure[0]
 
 
+def _process_group(resources: Resources) -> Any:
+    """Ray's torch.distributed set-up. Importing it brings torch into the driver, which nothing else needs."""
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=EXCHANGE_SECONDS)
+
+
+def _require_place(workers: int, there: Mapping[str, float], resources: Resources) -> None:
+    """Raise MoelineError when Ray can never place the workers of one training, instead of waiting for ever."""
+    kind, found = ("GPU", min(resources.gpus, there.get("GPU", 0.0))) if resources.gpus else ("CPU", min(resources.cores, there.get("CPU", 0.0)))
+    if found < workers:
+        raise MoelineError(
+            f"The recipe asks for {workers} workers of a {kind} each; Ray has {there.get(kind, 0.0):g} and stage train may use "
+            f"{resources.gpus or resources.cores:g}. Set fewer workers in the recipe, or more in infra/env and on the cluster."
+        )
+
+
 def _worker(config: dict[str, Any]) -> None:
     """Body of a Ray Train worker: its share of the runs."""
     sys.path.insert(0, config["repo"])
@@ -126,6 +149,10 @@ def _worker(config: dict[str, Any]) -> None:
             barrier()
         if rank == 0:
             training.train_all([training.TrainingRun.from_json(text) for text in config["timed"]], threads=config["threads"] * size)
+
+
+def _shares(runs: Sequence[TrainingRun], processes: int) -> list[list[str]]:
+    return [[run.to_json() for run in share] for share in shared_out(runs, processes)]
 
 
 def shared_out(runs: Sequence[TrainingRun], processes: int) -> list[list[TrainingRun]]:

@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError
-from jobs.services import checkpoint_writer, run_control, telemetry
-from jobs.services.checkpoint_writer import CheckpointFailed, CheckpointWriter
+from jobs.services import checkpoint_writer, run_control, telemetry, worker_group
+from jobs.services.checkpoint_writer import CheckpointFailed
 from jobs.services.results import write_whole
 from jobs.services.run_control import Allowance, Control
 from models.config import ModelConfig
@@ -112,15 +112,17 @@ def train_all(runs: list[TrainingRun], *, threads: int) -> bool:
     import torch
 
     torch.set_num_threads(threads)
+    team = worker_group.here()
     for run in runs:
         try:
-            with single_writer(Path(run.folder)):
-                if (Path(run.folder) / RESULT).is_file():
+            with team.keeping(single_writer(Path(run.folder))):
+                if team.agreed((Path(run.folder) / RESULT).is_file):
                     continue
                 result = _time(run) if run.timed_steps else _train(run)
                 if result is None:
                     return False
-                write_whole(Path(run.folder) / RESULT, json.dumps(result).encode())
+                if team.first:
+                    write_whole(Path(run.folder) / RESULT, json.dumps(result).encode())
         except (ValueError, FloatingPointError) as error:
             _end_with(run.folder, f"Training stopped: {error}")
             return True
@@ -195,26 +197,23 @@ def _train(run: TrainingRun) -> dict[str, Any] | None:
 
 def _rolled_back(run: TrainingRun, spikes: Any) -> Any:
     """A trainer that goes on from before the batches at fault, without them. A restart will do the same: its state is the newest checkpoint."""
-    from models import checkpoint
 
-    folder, trainer = Path(run.folder), _new_trainer(run.config, run.data)
+    folder, team, trainer = Path(run.folder), worker_group.here(), _new_trainer(run.config, run.data)
     if not run.keep_checkpoints:
         trainer.roll_back(None, spikes)
         return trainer
-    for later in folder.glob("step-*"):
+    for later in folder.glob("step-*") if team.first else ():
         if int(later.name.removeprefix("step-")) > spikes.before:
             shutil.rmtree(later)
-    trainer.roll_back(checkpoint.load_latest_valid(folder), spikes)
+    trainer.roll_back(team.newest(folder), spikes)
     trainer.save(folder)
     return trainer
 
 
 def _resumed(run: TrainingRun) -> tuple[Any, Path | None]:
     """(trainer, the checkpoint it continues from)"""
-    from models import checkpoint
-
     trainer = _new_trainer(run.config, run.data)
-    resume = checkpoint.load_latest_valid(Path(run.folder)) if run.keep_checkpoints else None
+    resume = worker_group.here().newest(Path(run.folder)) if run.keep_checkpoints else None
     if resume is not None:
         trainer.load(resume)
     return trainer, resume
@@ -223,19 +222,19 @@ def _resumed(run: TrainingRun) -> tuple[Any, Path | None]:
 def _train_from(run: TrainingRun, trainer: Any) -> dict[str, Any] | None:
     from models import checkpoint
 
-    folder, resume = Path(run.folder), None
+    folder, resume, team = Path(run.folder), None, worker_group.here()
     if trainer is None:
         trainer, resume = _resumed(run)
     began_at = trainer.step_number
-    saving = CheckpointWriter(folder, run.keep_checkpoints, named=_named_elsewhere(folder)) if run.keep_checkpoints else nullcontext()
-    with _metrics_from(run, began_at) as lines, run_control.caught_sigterm() as signalled, saving as writer:
+    saving = team.writer(folder, run.keep_checkpoints, _named_elsewhere(folder)) if run.keep_checkpoints else nullcontext()
+    with team.keeping(_metrics_from(run, began_at)) as lines, run_control.caught_sigterm() as signalled, saving as writer:
         stopped = _steps(run, trainer, writer, _control(run, signalled), lines)
         final = resume if began_at == trainer.step_number else None
         if writer is not None and final is None and trainer.step_number:
-            final = _last_checkpoint(writer, trainer)
+            final = _last_checkpoint(team, writer, trainer)
     if stopped == run_control.STOP:
         return None
-    if writer is not None:
+    if writer is not None and team.first:
         checkpoint.prune(folder, 1, named=writer.named)
     early = {} if stopped is None or run.allowance is None else {"ended_early": stopped, "limit_usd": run.allowance.limit_usd}
     if not trainer.step_number:
@@ -259,16 +258,16 @@ def _control(run: TrainingRun, signalled: Callable[[], bool]) -> Control:
     return control
 
 
-def _steps(run: TrainingRun, trainer: Any, writer: CheckpointWriter | None, control: Control, lines: TextIO) -> str | None:
+def _steps(run: TrainingRun, trainer: Any, writer: Any, control: Control, lines: TextIO) -> str | None:
     """Train until the end, or until ``control`` says why not."""
 
     def tell(line: Mapping[str, Any]) -> None:
         print(json.dumps(line), file=lines, flush=True)
 
     peak = _started(run, trainer.step_number, tell)
-    notice = run_control.PreemptionNotice()
+    notice, team = run_control.PreemptionNotice(), worker_group.here()
     while not trainer.finished:
-        if stopped := control.why_stop():
+        if stopped := team.agreed(control.why_stop):
             return stopped
         step = trainer.step()
         control.took(step.seconds)
@@ -288,16 +287,17 @@ def _steps(run: TrainingRun, trainer: Any, writer: CheckpointWriter | None, cont
 
 
 def _started(run: TrainingRun, step: int, tell: Callable[[Mapping[str, Any]], None]) -> float | None:
-    """Say that training begins; FLOP/s of this machine (None for a proxy: nobody asks)."""
+    """Say that training begins; FLOP/s of all workers (None for a proxy: nobody asks)."""
     peak = run.peak_flops or (telemetry.peak_here(run.config.precision) if run.keep_checkpoints else None)
+    peak = peak and peak * run.config.workers
     tell({"event": "started", "at": time.time(), "step": step, "steps": run.config.steps, "peak_flops": peak})
     return peak
 
 
-def _last_checkpoint(writer: CheckpointWriter, trainer: Any) -> Path:
+def _last_checkpoint(team: worker_group.Alone, writer: Any, trainer: Any) -> Path:
     """The checkpoint of now, on disk. Tried again where the disk refuses; raises CheckpointFailed when it goes on refusing."""
     while True:
-        writer.save(trainer.contents())
+        team.save_whole(writer, trainer)
         path = writer.wait()
         if path is not None and not writer.wanted:
             return path
@@ -332,12 +332,10 @@ def _new_trainer(config: TrainConfig, data: str) -> Any:
     import torch
 
     from jobs.services import training_data, training_order
-    from models.train_loop import Trainer, new_model
 
     torch.manual_seed(config.seed)  # checkpoints hold the generator's state: it must not depend on what this process did before
-    model = new_model(config.model, seed=config.seed, experts_backend=config.experts_backend)
-    order = training_order.order_of(config, training_data.load(data))
-    return Trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"), config.loop_config(), training_data.read(data, "train"), order)
+    model, kind = worker_group.here().model(config)
+    return kind(model, config.loop_config(), training_data.read(data, "train"), training_order.order_of(config, training_data.load(data)))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

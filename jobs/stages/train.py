@@ -43,11 +43,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     """
     from jobs.services import ray
 
-    if config.workers != 1:
-        raise MoelineError(
-            f"The recipe asks for {config.workers} data-parallel workers; the training loop of this version runs in one process (one CPU machine or one "
-            "GPU). Set workers=1 in the recipe."
-        )
+    _require_even(config)
     name = f"checkpoints/{tools.run_key}"
     folder = Path(tools.artifact_dir(name))
     data = training_data.write(inputs["sequences"], Path(tools.scratch) / "sequences")
@@ -67,7 +63,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     run_control.withdraw_request(folder)
     with run_control.stopped_through(folder, _GRACE_SECONDS):
         launch = ray.train(
-            tools.env, [work], name=f"train-{tools.run_key}", resources=held, processes=1, scratch=tools.scratch, on_step=reporter.on_step,
+            tools.env, [work], name=f"train-{tools.run_key}", resources=held, processes=config.workers, scratch=tools.scratch,
+            on_step=reporter.on_step, together=config.workers > 1,
         )  # fmt: skip
     result = launch.results[0]
     if not result["steps"]:
@@ -82,6 +79,16 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
         "mlflow_run_id": run_id,
     }  # fmt: skip
     return StageOutput({"checkpoints": _table([row])}, metrics)
+
+
+def _require_even(config: TrainConfig) -> None:
+    """Raise MoelineError when the workers cannot share the experts evenly."""
+    workers, experts, among = config.workers, config.model.n_experts, config.expert_parallel
+    if workers < 1 or among < 1 or workers % among or experts % among:
+        raise MoelineError(
+            f"The recipe asks for {workers} workers and deals {experts} experts out to {among} of them (expert_parallel): that number must divide both. "
+            "Set workers and expert_parallel in the recipe."
+        )
 
 
 def _allowance(folder: Path, tools: Tools) -> run_control.Allowance:

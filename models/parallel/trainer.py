@@ -50,7 +50,6 @@ class ParallelTrainer(Trainer):
     def __init__(self, model: ParallelTransformer, loop: LoopConfig, data: PackedSequences, order: DataOrder | None = None) -> None:
         super().__init__(model, loop, data, order)
         self.layout = model.layout
-        self._writer = sharded.BackgroundWriter()
         self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
 
     def _clip(self) -> Tensor:
@@ -62,24 +61,18 @@ class ParallelTrainer(Trainer):
             torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
         return total
 
-    def save_and_prune(self, directory: Path, keep: int) -> None:
-        """Write a sharded checkpoint in the background while training goes on, then remove all but the newest ``keep``."""
-        self._writer.start(Path(directory), step=self.step_number, tensors=self._tensors(), state=self._state(), keep=keep)
-
     def save(self, directory: Path) -> CheckpointInfo:
         """Write a checkpoint whole, as one worker would, and return when it is there: the form that models are taken from. The first worker
-        gathers every tensor in its CPU memory."""
-        self._writer.wait()
-        first = self.layout.rank == 0
+        gathers every tensor in its CPU memory; sharded.BackgroundWriter writes ``contents`` without gathering. Raises OSError on every worker."""
+        first, contents = self.layout.rank == 0, self.contents()
         gathered: dict[str, dict[str, Tensor]] = {}
-        for stem, named in self._tensors().items():
+        for stem, named in contents["tensors"].items():
             gathered[stem] = {}
             for name, tensor in named.items():
                 full = whole(tensor.detach())
                 if first:
                     gathered[stem][name] = full.cpu()
-        written = checkpoint.write(Path(directory), step=self.step_number, tensors=gathered, state=self._state()) if first else None
-        path, digest = sharded.agreed(written)
+        path, digest = sharded.by_first(lambda: checkpoint.write(Path(directory), **{**contents, "tensors": gathered}))
         return CheckpointInfo(path=path, sha256=digest, step=self.step_number, tokens=self.tokens)
 
     def load(self, directory: Path) -> None:
@@ -97,7 +90,3 @@ class ParallelTrainer(Trainer):
                 tensors |= {f"{name}.{key}": value for key, value in moments.items()}
         sharded.load(directory, tensors)
         self._restore(state)
-
-    def close(self) -> None:
-        """Wait for a checkpoint still being written; raises its error."""
-        self._writer.wait()

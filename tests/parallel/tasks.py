@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from models import checkpoint
 from models.config import ModelConfig
 from models.parallel import sharded
 from models.parallel.layout import Layout
@@ -75,21 +77,42 @@ def train(expert_parallel: int) -> dict[str, Any]:
 
 def save_and_go_on(folder: str, saved: int, steps: int, expert_parallel: int) -> list[float]:
     """Losses of ``steps`` steps; a sharded checkpoint after ``saved``, written while training goes on, and a whole one in ``whole``."""
-    trainer = parallel(expert_parallel)
+    trainer, writer = parallel(expert_parallel), sharded.BackgroundWriter(Path(folder), 2)
     losses = [trainer.step().loss for _ in range(saved)]
     trainer.save(Path(folder) / "whole")
-    trainer.save_and_prune(Path(folder), 2)
+    writer.start(**trainer.contents())
     losses += [trainer.step().loss for _ in range(steps - saved)]
-    trainer.close()
+    writer.wait()
     return losses
 
 
 def resume(folder: str, steps: int, saved: int, expert_parallel: int) -> dict[str, Any]:
     """Continue from the newest valid checkpoint and save after ``saved`` more steps; the losses, and where it began."""
-    trainer = parallel(expert_parallel)
+    trainer, writer = parallel(expert_parallel), sharded.BackgroundWriter(Path(folder), 3)
     trainer.load(sharded.latest_valid(Path(folder)))
     began_at, losses = trainer.step_number, [trainer.step().loss for _ in range(saved)]
-    trainer.save_and_prune(Path(folder), 3)
+    writer.start(**trainer.contents())
     losses += [trainer.step().loss for _ in range(steps - saved)]
-    trainer.close()
+    writer.wait()
     return {"began_at": began_at, "losses": losses}
+
+
+def fail_to_save(folder: str) -> list[str]:
+    """What every worker says when a worker's part, or the publishing, fails; the next checkpoint is written."""
+    trainer, writer, said = parallel(), sharded.BackgroundWriter(Path(folder), 2), []
+    flushed, publish = checkpoint.flushed, checkpoint.publish
+
+    def refused(*args: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name, rank in (("flushed", 1), ("publish", 0)):
+        if dist.get_rank() == rank:
+            setattr(checkpoint, name, refused)
+        writer.start(**trainer.contents())
+        try:
+            writer.wait()
+        except OSError as error:
+            said.append(str(error))
+        checkpoint.flushed, checkpoint.publish = flushed, publish
+    writer.start(**trainer.contents())
+    return [*said, writer.wait().name]

@@ -49,7 +49,7 @@ def test_two_workers_one_worker_two_workers_follow_one_curve(saved, one_worker: 
     alone = tasks.alone(steps=30)
     alone.load(checkpoint.load_latest_valid(folder))
     assert [alone.step().loss for _ in range(8)] == pytest.approx(one_worker[8:16], rel=1e-5)
-    alone.save_and_prune(folder, 3)
+    alone.save(folder)
     found = together(tmp_path, 2, "resume", folder=folder, steps=9, saved=4, expert_parallel=1)
     assert all(f["began_at"] == 16 and f["losses"] == pytest.approx(one_worker[16:], rel=1e-5) for f in found)
     _a_damaged_part_means_the_checkpoint_before(folder, one_worker, tmp_path / "four")
@@ -68,3 +68,11 @@ def _a_damaged_part_means_the_checkpoint_before(folder: Path, one_worker: list[f
     found = together(logs, 4, "resume", folder=folder, steps=3, saved=1, expert_parallel=2)
     assert all(f["began_at"] == 16 and f["losses"] == pytest.approx(one_worker[16:19], rel=1e-5) for f in found)
     assert not newest.exists()  # pruned: it can never be resumed from
+
+
+def test_a_worker_that_cannot_write_its_part_fails_the_checkpoint_on_all(tmp_path: Path) -> None:
+    found = together(tmp_path / "logs", 2, "fail_to_save", folder=tmp_path / "run")
+    part, published, name = found[0]
+    assert found[1] == found[0]
+    assert "worker 1: OSError" in part and "worker 0: OSError" in published and "No space left on device" in published
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [name] == ["step-0000000000"]

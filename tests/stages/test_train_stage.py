@@ -103,8 +103,9 @@ def test_a_retry_after_the_end_trains_nothing_and_reports_the_same(trained):
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_launched(tmp_path):
     tools = parts.TrainingTools(tmp_path)
-    with pytest.raises(MoelineError, match="8 data-parallel workers"):
-        train.run(parts.small_train(workers=8), {"sequences": None}, tools)
+    for workers, among in ((8, 3), (8, 8), (1, 2), (0, 1)):  # of 4 experts
+        with pytest.raises(MoelineError, match=f"asks for {workers} workers and deals 4 experts out to {among}"):
+            train.run(parts.small_train(workers=workers, expert_parallel=among), {"sequences": None}, tools)
     with pytest.raises(MoelineError, match=r"cannot be trained on these sequences: The mixture names the sources web; the corpus has python-code"):
         mixture = Mixture(phases=(Phase(weights=(("web", 1.0),)),))
         train.run(parts.small_train(mixture=mixture), {"sequences": parts.sequences(tmp_path / "one-source")}, parts.TrainingTools(tmp_path))
