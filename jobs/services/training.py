@@ -288,8 +288,7 @@ def _steps(run: TrainingRun, trainer: Any, writer: Any, control: Control, lines:
 
 def _started(run: TrainingRun, step: int, tell: Callable[[Mapping[str, Any]], None]) -> float | None:
     """Say that training begins; FLOP/s of all workers (None for a proxy: nobody asks)."""
-    peak = run.peak_flops or (telemetry.peak_here(run.config.precision) if run.keep_checkpoints else None)
-    peak = peak and peak * run.config.workers
+    peak = run.peak_flops or (telemetry.peak_here(run.config.precision) * run.config.workers if run.keep_checkpoints else None)
     tell({"event": "started", "at": time.time(), "step": step, "steps": run.config.steps, "peak_flops": peak})
     return peak
 
