@@ -39,8 +39,7 @@ from models.moe import MoE, count_tokens, load_balancing_loss, route
 from models.train_loop import LoopConfig, PackedSequences, Trainer, new_model
 
 PEAK_TFLOPS = 989.0  # dense bf16 of the H100 SXM and the H200, by NVIDIA's data sheet
-# Relative error (norms) against float64. Three chained bf16 products, and a router whose gradient is a small difference of large numbers.
-BF16_TOLERANCE, ROUTER_TOLERANCE = 0.02, 0.05
+BF16_TOLERANCE = 0.02  # relative error (norms) against float64 of three chained bf16 products
 N_EXPERTS, TOP_K = 16, 4
 found: dict[str, Any] = {"failed": []}
 
@@ -109,14 +108,14 @@ def parity(backends: list[str]) -> None:
     for load, logits in _loads(777).items():
         n = len(logits)
         leaves = {"x": torch.randn(n, d), "logits": logits, **{k: torch.randn(N_EXPERTS * f, d) * d**-0.5 for k in ("w1", "v1", "w2")}}
-        leaves = {k: t.bfloat16().float() for k, t in leaves.items()}
+        # Not the logits: rounded, some are equal, and a GPU breaks ties otherwise than a CPU.
+        leaves = {k: t if k == "logits" else t.bfloat16().float() for k, t in leaves.items()}
         up = torch.randn(n, d).bfloat16()
         exact = _run_experts("reference", "cpu", torch.float64, leaves, up)
         for backend in backends:
             ours = _run_experts(backend, "cuda", torch.bfloat16, leaves, up)
             errors = {k: float((ours[k] - e).norm() / e.norm().clamp(min=1e-12)) for k, e in exact.items()}
-            check(f"{backend}, {load}: router's gradient against float64", errors.pop("logits"), ROUTER_TOLERANCE)
-            check(f"{backend}, {load}: output and other gradients against float64", max(errors.values()), BF16_TOLERANCE)
+            check(f"{backend}, {load}: worst of output and gradients against float64", max(errors.values()), BF16_TOLERANCE)
 
 
 def _dmoe(d: int, f: int) -> Any:
@@ -302,9 +301,11 @@ RUNS = (
     Run("h200", 32768, backend="megablocks"),
     Run("h200", 32768, activation_checkpointing=True),
     Run("h200", 32768, compile=True),
-    Run("h200", 131072, compile=True),
-    Run("h200", 131072),
+    Run("h200", 32768, backend="megablocks", compile=True),
+    Run("h200", 131072, at_once=16384, compile=True),
+    Run("h200", 131072, at_once=65536, compile=True, activation_checkpointing=True),
     Run("h200_dense", 32768),
+    Run("h200_dense", 32768, compile=True),
     Run("small_gpu", 16384),
     Run("small_gpu", 16384, compile=True),
 )
