@@ -180,7 +180,7 @@ class Trainer:
     def held_out_loss(self, data: PackedSequences, max_sequences: int) -> tuple[float, int]:
         """(nats per token, tokens predicted) over the first ``max_sequences`` of ``data``, in float32; (nan, 0) without tokens."""
         self.model.eval()
-        total, n_tokens, size = 0.0, 0, self.loop.batch_sequences
+        total, n_tokens, size = 0.0, 0, self.loop.micro_batch_sequences or self.loop.batch_sequences
         for start in range(0, stop := min(max_sequences, len(data)), size):
             output = self._forward(*data.batch(np.arange(start, min(start + size, stop))), precision="fp32")
             total += float(output.next_token_loss) * output.n_tokens
@@ -263,9 +263,10 @@ def replay(trainer: Trainer, directory: Path, step: int) -> StepMetrics:
     trainer.load(directory)
     if not trainer.step_number < step <= trainer.loop.steps:
         raise ValueError(f"Step {step} of {trainer.loop.steps} cannot be computed from a checkpoint after step {trainer.step_number}: take an earlier one.")
-    while (metrics := trainer.step()).step < step:
-        pass
-    if metrics.step > step:
+    metrics = None
+    while not trainer.finished and (metrics is None or metrics.step < step):
+        metrics = trainer.step()
+    if metrics is None or metrics.step != step:
         raise ValueError(f"Step {step} trained nothing: its batch was left out after spikes. Left out are {[p + 1 for p in trainer.guard.excluded]}.")
     return metrics
 

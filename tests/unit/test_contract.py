@@ -1,10 +1,12 @@
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from jobs import recipes
 from jobs.contract import MoelineError, StageResult, TableVersion, canonical, is_held_out, parse_day, run_key
 from jobs.recipes import load, tiny
+from jobs.services.training import train_config
 from models.mixture import Mixture, Phase
 
 
@@ -94,3 +96,12 @@ def test_a_field_that_came_later_changes_no_identity_until_it_is_used():
 def test_a_mixture_without_separate_sources_is_refused_by_the_recipe():
     with pytest.raises(MoelineError, match="Set separate_sources=True in its PackConfig"):
         replace(tiny(), train=replace(tiny().train, mixture=Mixture(phases=(Phase(weights=(("python-code", 1.0),)),))))
+
+
+def test_a_training_that_cannot_be_is_refused_when_its_recipe_is_made():
+    train = replace(tiny().train, schedule="cosine", micro_batch_sequences=2, spike_sigmas=6.0, activation_checkpointing=True)
+    loop = train.loop_config()
+    assert (loop.steps, loop.schedule, loop.micro_batch_sequences, loop.spike_sigmas, loop.activation_checkpointing) == (train.steps, "cosine", 2, 6.0, True)
+    assert train_config(json.loads(json.dumps(asdict(train)))) == train
+    with pytest.raises(MoelineError, match="schedule must be one of wsd, cosine"):
+        replace(train, schedule="linear")

@@ -215,6 +215,9 @@ def test_a_step_that_cannot_be_computed_again_says_why(tmp_path: Path) -> None:
     for step in (40, 61):
         with pytest.raises(ValueError, match="cannot be computed"):
             replay(bad_at(43, 44, 45, 46), saved, step)
+    run.guard.excluded = [*run.guard.excluded, 57, 58, 59]
+    with pytest.raises(ValueError, match="Step 60 trained nothing"):
+        replay(bad_at(43, 44, 45, 46), run.save(tmp_path / "last").path, 60)
 
 
 def test_a_nan_batch_in_a_real_step_costs_that_step_only() -> None:

@@ -90,6 +90,37 @@ def test_the_z_loss_counts_with_its_weight_and_keeps_logits_small() -> None:
         replace(MODEL, router_z_loss_weight=-1.0)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_losses_are_returned_and_kept_nowhere(mode: str) -> None:
+    """MegaBlocks gathers them in a list that counts again under no_grad and raises in eval mode."""
+    model = getattr(new_model(replace(MODEL, router_z_loss_weight=0.01), seed=1), mode)()
+    model.run_blocks(activation_checkpointing=True, compiled=False)
+    tokens, ids = sequences().batch([0, 1])
+    with torch.no_grad():
+        first = model.forward_loss(tokens, ids)
+        again = model.forward_loss(tokens, ids)
+    with_grad = model.forward_loss(tokens, ids)
+    with_grad.loss.backward()
+    for name in ("loss", "load_balancing_loss", "router_z", "tokens_per_expert_LE"):
+        assert torch.equal(getattr(first, name), getattr(again, name)) and torch.equal(getattr(first, name), getattr(with_grad, name).detach()), name
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_batch_of_padding_moves_nothing_and_is_finite() -> None:
+    whole = sequences(8)
+    run = Trainer(new_model(replace(MODEL, router_z_loss_weight=0.1), seed=1), replace(LOOP, batch_sequences=8, micro_batch_sequences=4),
+                  PackedSequences(whole.tokens, whole.boundaries, np.zeros(8)))  # fmt: skip
+    metrics = run.step()
+    assert (metrics.loss, metrics.grad_norm, metrics.router_z, metrics.tokens, metrics.skipped) == (0.0, 0.0, 0.0, 0, False)
+    assert metrics.starved_experts == (16, 16)
+
+
+def test_held_out_loss_in_micro_batches_is_the_same() -> None:
+    whole, parts = (Trainer(new_model(MODEL, seed=1), replace(LOOP, micro_batch_sequences=n), sequences()) for n in (0, 3))
+    (loss, n_tokens), (other, same) = (run.held_out_loss(unevenly_padded(), 12) for run in (whole, parts))
+    assert n_tokens == same and other == pytest.approx(loss, rel=1e-6)
+
+
 def saved(folder: Path) -> tuple[Trainer, Path]:
     run = Trainer(new_model(MODEL, seed=1), LOOP, sequences())
     run.step()
