@@ -78,6 +78,7 @@ class TrainingTools:
     recipe: str = "test"
     interval: str | None = None
     tracker: Any = None
+    spending: Any = None
     reported: list[tuple[float, float, str]] = field(default_factory=list)
     _attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
 

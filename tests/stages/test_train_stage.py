@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import training_parts as parts
 
 from expectations.tables import TABLES
-from jobs.contract import MoelineError
-from jobs.services import order_file, training
+from jobs.budget import Spending
+from jobs.contract import BudgetExceeded, MoelineError
+from jobs.services import order_file, run_control, training, training_data
 from jobs.stages import train
 from models import checkpoint
 from models.mixture import Mixture, Phase
@@ -73,6 +75,9 @@ def test_the_model_beats_the_unigram_model(trained):
     assert metrics["tokens_by_source"] == {"python-code": metrics["tokens"]}
     assert metrics["epochs_by_source"] == {"python-code": 8.0}
     assert metrics["flops"] > 0 < metrics["tokens_per_second"]
+    assert 0 < metrics["min_tokens_per_second"] <= metrics["median_tokens_per_second"]
+    assert 0 < metrics["mfu"] < 1 < metrics["worst_expert_load"]
+    assert metrics["mfu"] * metrics["peak_flops"] == pytest.approx(metrics["flops"] / metrics["wall_seconds_training"], rel=0.2)
     assert 0 < metrics["launch_seconds"] < metrics["wall_seconds"]
 
 
@@ -85,6 +90,18 @@ def test_a_person_sees_progress_and_mlflow_gets_metrics_while_it_runs(trained):
     steps = [step for step, values in tracker.metrics if "learning_rate" in values]
     assert steps[-1] == 300
     assert tracker.metrics[-1][1]["held_out_loss"] == trained[2].metrics["held_out_loss"]
+    shown = next(values for _, values in reversed(tracker.metrics) if "learning_rate" in values)
+    assert {
+        "loss",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "cost_usd",
+        "expert_load_min",
+        "expert_load_entropy",
+        "router_confidence",
+        "peak_memory_gib",
+    } <= set(shown)
     assert tracker.params["model.d_model"] == 16
     assert tracker.status == "FINISHED"
 
@@ -99,6 +116,27 @@ def test_a_retry_after_the_end_trains_nothing_and_reports_the_same(trained):
     same = {"sha256", "loss", "held_out_loss", "step"}
     before, after = (o.tables["checkpoints"].to_pylist()[0] for o in (output, again))
     assert {k: before[k] for k in same} == {k: after[k] for k in same}  # and a tracker that fails does not fail the stage
+
+
+def test_a_training_that_ended_for_its_budget_is_a_row_like_any_other_and_says_why(tmp_path):
+    tools = parts.TrainingTools(tmp_path, spending=Spending(limit=3.0, forecast=0.5, earlier=0.25, kept=0.25))
+    table, config = parts.sequences(tmp_path / "table"), parts.small_train(tokens=3000 * 8 * parts.SEQ_LEN)
+    data = training_data.write(table, tmp_path / "sequences")
+    folder = tools.artifact_dir(f"checkpoints/{tools.run_key}")
+    allowance = run_control.Allowance(2.0, 1.0, time.time(), limit_usd=3.0)
+    training.train_all([training.TrainingRun(folder, data.folder, config, allowance=allowance)], threads=1)
+    output = train.run(config, {"sequences": table}, tools)  # finds it ended: the budget is what it was
+    (row,) = output.tables["checkpoints"].to_pylist()
+    assert (output.metrics["ended_early"], output.metrics["steps_planned"], output.metrics["budget_usd"]) == ("budget", 3000, 3.0)
+    assert 0 < row["step"] == output.metrics["steps"] < 3000
+    assert row["tokens"] == row["step"] * 8 * parts.SEQ_LEN and row["held_out_loss"] > 0
+    assert checkpoint.verify(Path(tools.artifact_dir(row["uri"]))) == row["sha256"]
+
+
+def test_nothing_is_launched_when_nothing_is_left_of_the_budget(tmp_path):
+    tools = parts.TrainingTools(tmp_path, spending=Spending(limit=1.0, forecast=0.5, earlier=0.4, kept=0.25))
+    with pytest.raises(BudgetExceeded, match=r"Nothing is left of the budget of \$1.0000 .* \$0.9000 were spent .* need \$0.2500"):
+        train.run(parts.small_train(), {"sequences": parts.sequences(tmp_path / "table")}, tools)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_launched(tmp_path):
