@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import corpus_page
+import training_page
 from airflow.api_fastapi.core_api.security import get_user  # internal to Airflow, so used in this one place
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
@@ -21,7 +22,7 @@ STATIC = Path(__file__).resolve().parent / "static"
 FILES = {
     **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js", "proposals.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
     "icon.svg": "image/svg+xml",
-    **corpus_page.FILES,
+    **corpus_page.FILES, **training_page.FILES,
 }  # fmt: skip
 RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Task = Annotated[str, Query(min_length=1, max_length=300)]
@@ -40,6 +41,7 @@ HEADERS = {
 
 app = FastAPI(title="Cost vs accuracy", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
 app.include_router(corpus_page.router)
+app.include_router(training_page.router)
 
 
 @app.middleware("http")
@@ -180,5 +182,6 @@ class CostVsAccuracyPlugin(AirflowPlugin):
             "icon": ICON,
         },
         {**corpus_page.VIEW, "icon": ICON},
+        {**training_page.VIEW, "icon": ICON},
         {"name": app.title, "href": "costs/page?dag={DAG_ID}&run={RUN_ID}", "destination": "dag_run", "url_route": "cost-vs-accuracy-run", "icon": ICON},
     ]

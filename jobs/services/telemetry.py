@@ -21,7 +21,7 @@ from jobs.environment import Environment
 from jobs.price_sheet import Resources
 from jobs.services.results import write_whole
 
-FORECAST = "forecast.json"  # in a training's folder: the curve that was forecast
+FORECAST, ABOUT = "forecast.json", "about.json"  # in a training's folder: the curve that was forecast; whose training it is
 PUBLISHED_PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}  # FLOP/s, dense bf16, SXM: NVIDIA's data sheets
 _MEASURE_SECONDS = 0.2
 _CURVE_POINTS = 60
@@ -141,7 +141,21 @@ def band_at(curve: Mapping[str, Any] | None, tokens: int) -> dict[str, float]:
     return {name: float(np.interp(tokens, columns[0], column)) for name, column in zip(names, columns[1:], strict=True)}
 
 
-def write_forecast(folder: Path, curve: Mapping[str, Any] | None) -> None:
-    """Leave the curve beside the run's metrics, for the page."""
+def write_about(folder: Path, config: TrainConfig, *, recipe: str, currency: str, budget_usd: float | None, curve: Mapping[str, Any] | None) -> None:
+    """Leave beside the run's metrics what the page cannot know from them."""
+    about = {
+        "recipe": recipe, "steps": config.steps, "tokens": config.steps * config.tokens_per_step, "params_total": config.model.params_total,
+        "params_active": config.model.params_active, "layers": config.model.n_layers, "experts": config.model.n_experts, "top_k": config.model.top_k,
+        "currency": currency, "budget_usd": budget_usd,
+    }  # fmt: skip
+    write_whole(folder / ABOUT, json.dumps(about).encode())
     if curve is not None:
         write_whole(folder / FORECAST, json.dumps(curve).encode())
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What ``write_about`` left; {} for a run from before."""
+    try:
+        return json.loads((folder / ABOUT).read_text())
+    except FileNotFoundError:
+        return {}

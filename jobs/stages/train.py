@@ -55,7 +55,8 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     order_file.write(folder, order, data, config.steps, about)
     unigram = _unigram(data, config)
     curve = _forecast(config, tools)
-    telemetry.write_forecast(folder, curve)
+    limit = tools.spending.limit if getattr(tools, "spending", None) else None
+    telemetry.write_about(folder, config, recipe=tools.recipe, currency=tools.env.prices.currency, budget_usd=limit, curve=curve)
     reporter = Reporter(config, tools, curve)
     started = time.monotonic()
     held = tools.env.stage_resources("train")
