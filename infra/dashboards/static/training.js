@@ -84,7 +84,7 @@ function build() {
   cards = {
     tiles: el("div", { class: "tiles" }), slider, step,
     loss: card("loss", "Loss", forecast ? `Forecast before it began: ${nats(forecast.predicted)} (95 %: ${nats(forecast.low)} to ${nats(forecast.high)}) on held-out text at the end. The band says where runs of so many tokens end; before its learning rate decays, a run lies above it.` : "No forecast was made for this training.", true,
-      legend([["key-curve", "training loss (thin: every step)"], ...(forecast ? [["key-forecast", "forecast, 95 % band"]] : []), ["key-event", "resumed or skipped"]])),
+      legend([["key-curve", "training loss (thin: every step)"], ...(forecast ? [["key-forecast", "forecast, 95 % band"]] : []), ["key-event", "resumed, batch skipped, checkpoint failed"]])),
     heat: card("heat", "Expert load", "Tokens of each expert over the mean of its layer: blue fewer, red more, framed none.", true,
       el("div", { class: "replay" }, "Step ", slider, step, el("span", { class: "heat-scale", role: "img", "aria-label": "from a quarter of the mean to four times the mean" }), "¼ to 4 times")),
     speed: card("speed", "Tokens per second", "As every step reports it; MFU by documented FLOPs over the machine's peak.", false),
