@@ -131,9 +131,10 @@ REJECTIONS = Table(
     "interval",
 )  # fmt: skip
 FINGERPRINTS = Table(
-    "fingerprints", "LSH bands of kept documents only", ("doc_id", "band", "interval"),
+    "fingerprints", "LSH bands of kept documents only", ("doc_id", "band", "hash", "interval"),
     (
-        INTERVAL, C("band", "int32", "0..bands-1; -1: hash of the whole normalised text"), C("hash", "int64", "hash of the band's rows"),
+        INTERVAL, C("band", "int32", "0..bands-1; -1: hash of the whole normalised text; -2: of a line or paragraph, where the recipe removes repeats"),
+        C("hash", "int64", "hash of the band's rows"),
         C("doc_id", "string", "kept document"),
     ),
     "interval",
@@ -143,11 +144,24 @@ DUPLICATES = Table(
     (
         C("doc_id", "string", "dropped"), INTERVAL, C("kept_doc_id", "string", "kept"), C("kept_interval", "string", "data day of the kept one"),
         C("jaccard", "float64", "true Jaccard similarity of the shingle sets"), C("cluster_size", "int64", "documents in the cluster, this day"),
-        C("scope", "string", "exact | near | exact_other_day | near_other_day"),
+        C("scope", "string", "exact | near | exact_other_day | near_other_day | repeated_passages: too little was left without what others hold"),
         C("containment", "float64", "share of the smaller shingle set that the other holds, where the recipe decides by it", nullable=True),
     ),
     "interval",
-    (between("jaccard", 0.0, 1.0), between("containment", 0.0, 1.0), between("cluster_size", 2), one_of("scope", "exact", "near", "exact_other_day", "near_other_day")),
+    (
+        between("jaccard", 0.0, 1.0), between("containment", 0.0, 1.0), between("cluster_size", 2),
+        one_of("scope", "exact", "near", "exact_other_day", "near_other_day", "repeated_passages"),
+    ),
+)  # fmt: skip
+REPEATED_PASSAGES = Table(
+    "repeated_passages", "a line or paragraph that a document lost because others hold it already", ("doc_id", "start", "interval"),
+    (
+        C("doc_id", "string", "document, kept without it or dropped"), INTERVAL, C("start", "int32", "characters before it in the text of clean_documents"),
+        C("characters", "int32", "its length"), C("hash", "int64", "as in fingerprints, band -2"), C("kept_interval", "string", "data day of the document that holds it"),
+        C("kept_doc_id", "string", "the first document that holds it; the document itself where it says it twice"),
+    ),
+    "interval",
+    (between("start", 0), between("characters", 1)),
 )  # fmt: skip
 UNIQUE_DOCUMENTS = Table(
     "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1)),
@@ -351,7 +365,7 @@ COSTS = Table(
 TABLES: dict[str, Table] = {
     t.name: t
     for t in (
-        DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, UNIQUE_DOCUMENTS, CONTAMINATION, CONTAMINATED_ITEMS, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
+        DOCUMENTS, QUARANTINE, CLEAN_DOCUMENTS, REJECTIONS, FINGERPRINTS, DUPLICATES, REPEATED_PASSAGES, UNIQUE_DOCUMENTS, CONTAMINATION, CONTAMINATED_ITEMS, BENCHMARK_ITEMS, TRAINING_DOCUMENTS,
         SEQUENCES, STATISTICS, CHECKPOINTS, FORECASTS, SCORES, RESPONSES, VERDICTS, FAILURES, FAILURE_GROUPS, REGISTRATIONS, CHECKS, COSTS,
     )
 }  # fmt: skip

@@ -56,6 +56,10 @@ class DeduplicateConfig:
     ``measure``: what a candidate pair must reach. ``jaccard``: shared shingles over all shingles of both, at least ``min_jaccard``.
     ``containment``: shared shingles over those of the smaller set, at least ``min_containment``: drops a copy with much added or cut, too.
     Candidates are found by Jaccard similarity either way (at .5 about one pair in twenty is), so short excerpts of long texts stay.
+
+    ``repeats``: ``line`` or ``paragraph`` also removes from a document what ``repeats_max_documents`` documents of the scope hold already (C4's
+    rule, definitions in jobs/repeats.py; empty: nothing). Passages under ``repeats_min_words`` words stay; a document with fewer than
+    ``repeats_min_words_left`` words left is dropped.
     """
 
     shingle_words: int = 5
@@ -66,6 +70,10 @@ class DeduplicateConfig:
     scope: str = field(default="all", metadata=ADDED)
     measure: str = field(default="jaccard", metadata=ADDED)
     min_containment: float = field(default=0.8, metadata=ADDED)
+    repeats: str = field(default="", metadata=ADDED)
+    repeats_max_documents: int = field(default=1, metadata=ADDED)
+    repeats_min_words: int = field(default=5, metadata=ADDED)
+    repeats_min_words_left: int = field(default=50, metadata=ADDED)
 
     @property
     def min_similarity(self) -> float:
@@ -77,6 +85,12 @@ class DeduplicateConfig:
             raise MoelineError(f"The measure of deduplication must be 'jaccard' or 'containment', not {self.measure!r}.")
         if self.scope not in ("all", "source", "day"):
             raise MoelineError(f"The scope of deduplication must be 'all', 'source' or 'day', not {self.scope!r}.")
+        if self.repeats not in ("", "line", "paragraph"):
+            raise MoelineError(f"What deduplication removes from documents must be 'line', 'paragraph' or '' for nothing, not {self.repeats!r}.")
+        least = {"repeats_max_documents": 1, "repeats_min_words": self.shingle_words, "repeats_min_words_left": 0}
+        for name, low in least.items() if self.repeats else ():
+            if getattr(self, name) < low:  # a dropped document is told with its similarity to another one, and shorter texts have no shingle
+                raise MoelineError(f"{name} of deduplication must be at least {low}, not {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +322,8 @@ PHASES = {  # stage -> phase of the cost ledger
 }  # fmt: skip
 WRITERS = {  # table -> the stage that writes it (tests/test_architecture.py holds this against the stages' WRITES)
     "documents": "ingest", "quarantine": "ingest", "clean_documents": "clean", "rejections": "clean", "unique_documents": "deduplicate",
-    "duplicates": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate", "contamination": "decontaminate",
-    "benchmark_items": "decontaminate", "contaminated_items": "decontaminate", "sequences": "pack", "statistics": "summarise", "forecasts": "forecast",
-    "checkpoints": "train", "scores": "evaluate", "responses": "evaluate", "verdicts": "review", "failures": "review", "failure_groups": "review",
-    "registrations": "register",
+    "duplicates": "deduplicate", "repeated_passages": "deduplicate", "fingerprints": "deduplicate", "training_documents": "decontaminate",
+    "contamination": "decontaminate", "benchmark_items": "decontaminate", "contaminated_items": "decontaminate", "sequences": "pack",
+    "statistics": "summarise", "forecasts": "forecast", "checkpoints": "train", "scores": "evaluate", "responses": "evaluate", "verdicts": "review",
+    "failures": "review", "failure_groups": "review", "registrations": "register",
 }  # fmt: skip

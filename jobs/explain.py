@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import WRITERS
 from jobs.contract import MoelineError, TableVersion
+from jobs.decontamination import split_pieces
 from jobs.environment import Environment
 from jobs.services import delta, results
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 MIN_PREFIX = 6  # of a doc_id; shorter ones would meet strangers
 WIDTH = 110
 MAX_COPIES = 20  # documents listed that were dropped for this one
-_ALL = ("documents", "clean_documents", "rejections", "unique_documents", "duplicates", "training_documents", "contamination", "benchmark_items", "sequences")
+_SHOWN = 60
+MAX_PASSAGES = 8  # lines listed that a document lost, and passages that were cut out of it
+_ALL = (
+    "documents", "clean_documents", "rejections", "unique_documents", "duplicates", "repeated_passages", "training_documents", "contamination",
+    "benchmark_items", "sequences",
+)  # fmt: skip
 
 
 def explain(env: Environment, asked: str, *, recipe: Any = None) -> dict[str, Any]:
@@ -83,15 +89,36 @@ def _day(env: Environment, tables: Mapping[str, Mapping[str, TableVersion]], lan
     cleaned = rows("clean_documents", "n_bytes", "scores")
     story["cleaned"] = {"n_bytes": cleaned[0]["n_bytes"], "scores": json.loads(cleaned[0]["scores"])} if cleaned else cleaned
     story["duplicate_of"] = rows("duplicates", "kept_doc_id", "kept_interval", "jaccard", "scope", "cluster_size")
-    split = rows("training_documents", "split", "piece_starts")
+    story["repeated"] = _repeated(rows("repeated_passages", "start", "characters", "kept_interval", "kept_doc_id"), rows("clean_documents", "text"))
+    split = rows("training_documents", "split", "piece_starts", "text")
     story["split"] = split[0]["split"] if split else split
     story["pieces"] = len(split[0]["piece_starts"] or ()) if split else 0  # 0: the document is whole, or out
+    story["cut"] = _cut(rows("unique_documents", "text"), split[0]) if story["pieces"] else []
     story["contaminated"] = rows("contamination", "benchmark", "item_id", "ngram", "action", "rule", "removed_characters")
     story["benchmark_items"] = rows("benchmark_items", "benchmark", "item_id")
     sequences = tables["sequences"].get(day)
     story["sequences"] = None if sequences is None else pieces_of(env, sequences, day, landed["doc_id"])
     story["trainings"] = list(_trainings(env, day, landed["doc_id"]))
     return story
+
+
+def _repeated(lost: Sequence[Mapping[str, Any]] | None, cleaned: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """The passages the document lost because others hold them, in the order of its text."""
+    whole = cleaned[0]["text"] if cleaned else ""
+    ordered = sorted(lost or (), key=lambda row: row["start"])
+    return [{**row, "text": whole[row["start"] : row["start"] + row["characters"]]} for row in ordered]
+
+
+def _cut(unique: Sequence[Mapping[str, Any]] | None, trained: Mapping[str, Any]) -> list[str]:
+    """What decontamination cut out of the document: its text between the pieces that are left, which stand in it in order."""
+    if not unique:
+        return []
+    found, at, whole = [], 0, unique[0]["text"]
+    for piece in split_pieces(trained["text"], trained["piece_starts"]):
+        place = max(whole.find(piece, at), at)
+        found.append(whole[at:place])
+        at = place + len(piece)
+    return [passage for passage in (*found, whole[at:]) if passage]
 
 
 def pieces_of(env: Environment, version: TableVersion, day: str, doc_id: str) -> list[dict[str, Any]]:
@@ -169,6 +196,12 @@ def _line(stage: str, text: str) -> str:
     return f"{'':10}  {stage:10} {text}"
 
 
+def _short(text: str) -> str:
+    """A passage on one line: its beginning and its end."""
+    squeezed = " ".join(text.split())
+    return squeezed if len(squeezed) <= _SHOWN else f"{squeezed[: _SHOWN // 2]} ... {squeezed[-_SHOWN // 2 :]}"
+
+
 def _stages(day: Mapping[str, Any]) -> Iterator[str]:
     """What came after landing, until the document is out or at the end of what has run."""
     if day["rejected"] is None:
@@ -185,11 +218,17 @@ def _stages(day: Mapping[str, Any]) -> Iterator[str]:
         return
     for kept in day["duplicate_of"] or ():
         yield _line("duplicate", f"of {kept['kept_doc_id']} of {kept['kept_interval']}: {kept['scope']}, Jaccard {kept['jaccard']:.3f}")
+    if repeated := day["repeated"]:
+        total = sum(row["characters"] for row in repeated)
+        yield _line("shortened", f"{total:,} characters in {len(repeated)} passages that other documents hold already, or that it says twice")
+        yield from (_line("", f"held by {r['kept_doc_id']} of {r['kept_interval']}: {_short(r['text'])}") for r in repeated[:MAX_PASSAGES])
+        yield from [_line("", f"... and {len(repeated) - MAX_PASSAGES} more (--json lists all)")] if len(repeated) > MAX_PASSAGES else []
     for hit in day["contaminated"] or ():
         rule = f" by rule {hit['rule']}" if hit["rule"] else ""
         yield _line("overlaps", f"{hit['benchmark']} item {hit['item_id']}{rule}: {hit['action']} ({hit['ngram']})")
     if day["pieces"]:
         yield _line("cut", f"{day['contaminated'][0]['removed_characters']:,} characters removed, {day['pieces']} pieces left, packed apart")
+        yield from (_line("", f"cut out: {_short(passage)}") for passage in day["cut"][:MAX_PASSAGES])
     if items := day["benchmark_items"]:
         yield _line("asked", f"{len(items)} benchmark items were made of it: {', '.join(sorted({i['benchmark'] for i in items}))}")
     if day["split"]:

@@ -172,7 +172,10 @@ def landed(env: Environment, columns: Sequence[str], where: Any) -> Iterator[tup
 
 
 def _dropped(env: Environment, where: Any) -> Iterator[dict[str, Any]]:
+    import pyarrow.compute as pc
+
     columns = ["doc_id", "interval", "kept_doc_id", "kept_interval", "jaccard", "scope"]
+    where &= pc.field("scope") != "repeated_passages"  # that one shares passages, perhaps few, and is no copy
     for result in results.of_stage(env, "deduplicate"):
         try:
             yield from delta.dataset(env, result.table("duplicates"), where_in=[str(result.interval)]).to_table(columns=columns, filter=where).to_pylist()

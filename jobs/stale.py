@@ -8,13 +8,14 @@ Change here: what makes a day stale. Not here: which copy survives (jobs/stages/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.config import Recipe
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
+from jobs.repeats import PASSAGE_BAND
 from jobs.services import delta, results, tombstones
 
 _CHAIN = {"clean": "documents", "deduplicate": "clean_documents", "decontaminate": "unique_documents", "pack": "training_documents", "summarise": "documents"}
@@ -23,7 +24,7 @@ _DOC_ID_LENGTH = 32
 
 @dataclass(frozen=True)
 class StaleDay:
-    """``lost``: how many documents it dropped for documents of which days that these no longer keep. ``other_rules``: the recipe has
+    """``lost``: how many documents it dropped or shortened for documents of which days that these no longer keep. ``other_rules``: the recipe has
     changed since, and no day of the new one stands in its place. ``forgotten``: documents it held when they were forgotten. ``items``:
     benchmark items made of forgotten documents that its decontamination names. ``unfinished``: it was being done again for them and was left."""
 
@@ -36,7 +37,7 @@ class StaleDay:
 
     def why(self) -> str:
         reasons = ["it was prepared with other rules"] if self.other_rules else []
-        reasons += [f"{n} documents were dropped for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
+        reasons += [f"{n} documents were dropped or shortened for copies that {day} no longer keeps" for day, n in sorted(self.lost.items())]
         reasons += [f"{self.forgotten} of its documents were forgotten on request"] if self.forgotten else []
         reasons += [f"its decontamination names {self.items} benchmark items of a forgotten document"] if self.items else []
         reasons += ["it was left unfinished after a document was forgotten"] if self.unfinished else []
@@ -108,28 +109,35 @@ def named_items(env: Environment, result: StageResult, forgotten: frozenset[str]
 
 
 def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
-    """Day -> documents that this deduplication dropped for documents the day no longer keeps.
+    """Day -> documents that this deduplication dropped, or took passages from, for documents the day no longer keeps or without those passages.
 
     Looks only into days prepared again since, so it costs nothing where there are none.
     """
+    own = result.table("duplicates")
+    since = {day: r for day, r in _newest(env, result.config_hash).items() if day != result.interval and r.table("duplicates") > own}
+    gone: dict[str, set[str]] = {}
+    for table, kept_in, key in (("duplicates", "unique_documents", ("doc_id",)), ("repeated_passages", "fingerprints", ("doc_id", "hash"))):
+        if since and table in result.outputs:  # the second came later
+            for day, doc_id in _lost(env, result, since, table, kept_in, key):
+                gone.setdefault(day, set()).add(doc_id)
+    return {day: len(doc_ids) for day, doc_ids in gone.items()}
+
+
+def _lost(env: Environment, result: StageResult, since: Mapping[str, StageResult], table: str, kept_in: str, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(day, doc_id) of the rows of ``table`` that name a document of the day (or a passage of it) that ``kept_in`` no longer holds."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    own = result.table("duplicates")
-    since = {day: r for day, r in _newest(env, result.config_hash).items() if day != result.interval and r.table("duplicates") > own}
-    if not since:
-        return {}
-    days = pa.array(sorted(since))
-    dropped = delta.dataset(env, own, where_in=[str(result.interval)]).to_table(
-        columns=["kept_interval", "kept_doc_id"], filter=pc.field("kept_interval").isin(days)
-    )  # fmt: skip
-    lost: dict[str, int] = {}
-    for day in pc.unique(dropped["kept_interval"]).to_pylist():
-        kept = delta.dataset(env, since[day].table("unique_documents"), where_in=[day]).to_table(columns=["doc_id"])["doc_id"]
-        wanted = dropped.filter(pc.equal(dropped["kept_interval"], day))["kept_doc_id"]
-        if gone := len(wanted) - pc.sum(pc.is_in(wanted, kept.combine_chunks())).as_py():
-            lost[day] = gone
-    return lost
+    columns = ["doc_id", "kept_interval", "kept_doc_id", *key[1:]]
+    asked = pc.field("kept_interval").isin(pa.array(sorted(since)))
+    named = delta.dataset(env, result.table(table), where_in=[str(result.interval)]).to_table(columns=columns, filter=asked)
+    for day in pc.unique(named["kept_interval"]).to_pylist():
+        wanted = named.filter(pc.equal(named["kept_interval"], day))
+        held = delta.dataset(env, since[day].table(kept_in), where_in=[day])
+        only = None if len(key) == 1 else pc.field("band") == PASSAGE_BAND
+        kept = held.to_table(columns=list(key), filter=only)
+        left = wanted.join(kept, ["kept_doc_id", *key[1:]], list(key), join_type="left anti")
+        yield from ((day, doc_id) for doc_id in pc.unique(left["doc_id"]).to_pylist())
 
 
 def must_be_done_again(env: Environment, stage: str, found: StageResult) -> bool:

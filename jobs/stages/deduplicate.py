@@ -19,6 +19,10 @@ The rule, in this order:
 Across days the day that is prepared first keeps, whatever its date: nothing that a recorded day kept is dropped for a later prepared one.
 A day's rows depend on its documents and on what the recorded days kept, never on the order in which those were prepared.
 
+4. Repeats, where the recipe asks for it: survivors lose the lines or paragraphs that others hold already (jobs/repeats.py), and are dropped
+   where too little is left. Steps 1 to 3 compare the whole texts of the day with what other days kept, so with texts that may have lost
+   something there; fingerprints are made of what is kept.
+
 ``cluster_size`` counts the kept document and everything of this day that was dropped for it.
 
 Scope (DeduplicateConfig.scope). With ``source`` the name of the source is mixed into every stored hash, so that equal texts of two
@@ -29,8 +33,10 @@ never read each other's fingerprints, for another config is another corpus (Reci
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jobs import repeats
 from jobs.config import DeduplicateConfig
 from jobs.contract import MoelineError, StageOutput, Tools
 from jobs.minhash import MinHash, WordHashes, jaccard, mix, shingles, text_hash
@@ -43,13 +49,14 @@ if TYPE_CHECKING:
 
 ENGINE = "spark"
 READS = {"clean_documents": "interval", "fingerprints": "other_intervals", "unique_documents": "other_intervals"}
-WRITES = ("unique_documents", "duplicates", "fingerprints")  # fingerprints last: a reader of them finds the documents they name
+WRITES = ("unique_documents", "duplicates", "repeated_passages", "fingerprints")  # fingerprints last: a reader of them finds the documents they name
 UNMOVED = ("fingerprints",)  # what other days kept decides what this day keeps
 REVISION = 1
 
 _EXACT_BAND = -1
 _HUBS = 16
 _COLLECTED_PAIRS = 500_000  # similar pairs decided in this process: at most 400 bytes each, 200 MB of the 2 GiB a stage is allocated
+_PASSAGE = "start int, characters int, hash bigint, kept_interval string, kept_doc_id string"
 _SIGNED = "doc_id string, n_bytes bigint, exact bigint, bands array<bigint>"
 
 
@@ -67,18 +74,69 @@ def run(config: DeduplicateConfig, inputs: Mapping[str, Any], tools: Tools) -> S
     pairs = _verify(_candidates(survivors, fingerprints, interval), documents, others, config, interval, tools)
     near, counted = _decide(pairs, config, interval, tools)
     tools.progress(2, 4, "duplicates")
-    duplicates = tools.materialise(_duplicates(signed, near, config.measure, interval))
-    kept = signed.join(duplicates.select("doc_id"), "doc_id", "left_anti")
+    duplicates = tools.materialise(_clustered(_duplicates(signed, near, config.measure, interval), interval))
+    unique = documents.join(duplicates.select("doc_id"), "doc_id", "left_anti").select(documents.columns)
+    found = _Repeats.none(unique, tools) if not config.repeats else _without_repeats(unique, duplicates, documents, fingerprints, others, config, tools)
+    duplicates = duplicates if found.duplicates is None else found.duplicates
+    kept = signed.join(duplicates.select("doc_id"), "doc_id", "left_anti").select("doc_id", "exact", "bands")
+    if found.changed is not None:
+        again = _sign(found.unique.join(found.changed.select("doc_id"), "doc_id", "left_semi"), config, tools).select("doc_id", "exact", "bands")
+        kept = kept.join(found.changed.select("doc_id"), "doc_id", "left_anti").union(again)
     bands = f.posexplode(f.concat(f.array("exact"), "bands")).alias("position", "hash")
     kept_bands = kept.select("doc_id", bands).select((f.col("position") + _EXACT_BAND).cast("int").alias("band"), "hash", "doc_id")
+    fingerprinted = kept_bands if found.held is None else kept_bands.union(found.held.select(f.lit(repeats.PASSAGE_BAND).alias("band"), "hash", "doc_id"))
     tables = {
-        "unique_documents": documents.join(duplicates.select("doc_id"), "doc_id", "left_anti").select(documents.columns),
-        "duplicates": duplicates,
-        "fingerprints": kept_bands.withColumn("interval", f.lit(interval)),
-    }
-    metrics = _metrics(signed, duplicates) | counted
+        "unique_documents": found.unique, "duplicates": duplicates, "repeated_passages": found.removed.withColumn("interval", f.lit(interval)),
+        "fingerprints": fingerprinted.withColumn("interval", f.lit(interval)),
+    }  # fmt: skip
+    metrics = _metrics(signed, duplicates) | counted | found.counts
+    metrics["bytes_kept"] -= found.counts.get("repeated_bytes", 0)
     tools.progress(3, 4, f"{metrics['duplicates']} of {metrics['documents']} documents dropped")
     return StageOutput(tables, metrics)
+
+
+@dataclass(frozen=True)
+class _Repeats:
+    """What became of the survivors: ``unique`` as they are kept; ``changed``: those that lost something and stay; ``held``: (doc_id, hash) of the
+    passages that are kept; ``duplicates`` with the documents of which too little was left; ``removed``: rows of repeated_passages."""
+
+    unique: DataFrame
+    removed: Any
+    changed: DataFrame | None = None
+    held: DataFrame | None = None
+    duplicates: DataFrame | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, unique: DataFrame, tools: Tools) -> _Repeats:
+        return cls(unique, tools.spark.createDataFrame([], f"doc_id string, {_PASSAGE}"))
+
+
+def _without_repeats(
+    unique: DataFrame, duplicates: DataFrame, documents: DataFrame, fingerprints: DataFrame | None, others: DataFrame | None, config: DeduplicateConfig,
+    tools: Tools,
+) -> _Repeats:  # fmt: skip
+    from pyspark.sql import functions as f
+
+    interval = str(tools.interval)
+    held = tools.materialise(repeats.held(unique, config, tools))
+    gone = tools.materialise(repeats.lost(held, fingerprints, config, interval))
+    edited = tools.materialise(repeats.edited(unique, gone, config, interval))
+    pairs = _verify(repeats.keepers_of_dropped(edited), documents, others, config, interval, tools)
+    containment = f.col("containment") if config.measure == "containment" else f.lit(None).cast("double")
+    short = pairs.select(
+        "doc_id", "kept_doc_id", "kept_interval", "jaccard", f.lit("repeated_passages").alias("scope"), containment.alias("containment"),
+    )  # fmt: skip
+    dropped, changed = edited.where("too_short").select("doc_id"), edited.where("not too_short")
+    new = changed.select("doc_id", f.col("text").alias("new_text"), f.col("n_bytes").alias("new_bytes"))
+    rows = unique.join(dropped, "doc_id", "left_anti").join(new, "doc_id", "left")
+    rows = rows.withColumns({"text": f.coalesce("new_text", "text"), "n_bytes": f.coalesce("new_bytes", "n_bytes")}).select(unique.columns)
+    removed = edited.select("doc_id", f.explode("removed").alias("r")).select("doc_id", "r.*")
+    kept = held.select("doc_id", "hash").join(gone.select("doc_id", "hash"), ["doc_id", "hash"], "left_anti").join(dropped, "doc_id", "left_anti")
+    totals = changed.select(f.count("*").alias("n"), f.sum("removed_bytes").alias("bytes")).first()
+    counts = {"documents_shortened": totals["n"], "repeated_bytes": totals["bytes"] or 0, "repeated_passages": removed.count()}
+    whole = tools.materialise(_clustered(duplicates.select(short.columns).union(short), interval))
+    return _Repeats(rows, removed, changed, kept, whole, counts)
 
 
 def _sign(documents: DataFrame, config: DeduplicateConfig, tools: Tools) -> DataFrame:
@@ -150,7 +208,7 @@ def _candidates(survivors: DataFrame, fingerprints: DataFrame | None, interval: 
     )
     if fingerprints is None:
         return here.distinct()
-    kept = fingerprints.where(f.col("band") != _EXACT_BAND).select("band", "hash", f.struct("interval", "doc_id").alias("hub"))
+    kept = fingerprints.where(f.col("band") > _EXACT_BAND).select("band", "hash", f.struct("interval", "doc_id").alias("hub"))
     met = banded.join(kept, ["band", "hash"]).groupBy("band", "hash", "document").agg(f.slice(f.sort_array(f.collect_set("hub")), 1, _HUBS).alias("hubs"))
     there = met.select("document", f.explode("hubs").alias("hub")).select(
         f.col("hub.interval").alias("kept_interval"), f.col("hub.doc_id").alias("kept_doc_id"), f.col("document.doc_id").alias("doc_id")
@@ -224,7 +282,6 @@ def _decide(pairs: DataFrame, config: DeduplicateConfig, interval: str, tools: T
 
 def _duplicates(signed: DataFrame, near: DataFrame, measure: str, interval: str) -> DataFrame:
     """Rows of ``duplicates``. A copy of a text that was itself dropped names the document kept in the end."""
-    from pyspark.sql import Window
     from pyspark.sql import functions as f
 
     near = near.withColumnRenamed("doc_id", "exact_doc_id")
@@ -241,7 +298,7 @@ def _duplicates(signed: DataFrame, near: DataFrame, measure: str, interval: str)
     def equal_or(similarity: str) -> Column:
         return f.when(other_day, 1.0).otherwise(f.coalesce(similarity, f.lit(1.0)))
 
-    found = joined.select(
+    return joined.select(
         "doc_id",
         f.coalesce("other_doc_id", "kept_doc_id", "exact_doc_id").alias("kept_doc_id"),
         f.coalesce("other_interval", "kept_interval", f.lit(interval)).alias("kept_interval"),
@@ -249,6 +306,12 @@ def _duplicates(signed: DataFrame, near: DataFrame, measure: str, interval: str)
         scope.alias("scope"),
         (equal_or("containment") if measure == "containment" else f.lit(None).cast("double")).alias("containment"),
     ).where("scope is not null")
+
+
+def _clustered(found: DataFrame, interval: str) -> DataFrame:
+    from pyspark.sql import Window
+    from pyspark.sql import functions as f
+
     cluster = Window.partitionBy("kept_interval", "kept_doc_id")
     return found.withColumns({"cluster_size": f.count("*").over(cluster) + 1, "interval": f.lit(interval)})
 

@@ -29,7 +29,17 @@ from jobs.services.spark import spark_environment
 pytestmark = pytest.mark.integration
 
 DAY = "2026-11-01"
-WRITTEN = ("clean_documents", "rejections", "unique_documents", "duplicates", "fingerprints", "training_documents", "contamination", "benchmark_items")
+WRITTEN = (
+    "clean_documents",
+    "rejections",
+    "unique_documents",
+    "duplicates",
+    "repeated_passages",
+    "fingerprints",
+    "training_documents",
+    "contamination",
+    "benchmark_items",
+)
 
 
 def landed(landing: Path) -> None:

@@ -127,8 +127,8 @@ class Interruptions:
     """Ends the first try of every day at a step drawn at random: one while it computes, one between two commits, one before the record."""
 
     def __init__(self, patch: pytest.MonkeyPatch, luck: random.Random) -> None:
-        # A day computes something in steps 1 to 3, commits its tables in 4 to 6 and is recorded in 7.
-        steps = luck.sample((luck.randint(1, 3), luck.randint(5, 6), 7), 3)
+        # A day computes something in steps 1 to 3, commits its tables in 4 to 7 and is recorded in 8.
+        steps = luck.sample((luck.randint(1, 3), luck.randint(5, 7), 8), 3)
         self.at = {day: [step] for day, step in zip(DAYS, steps, strict=True)}
         self.steps: dict[str, int] = {}
         self.hit: list[tuple[str, str]] = []

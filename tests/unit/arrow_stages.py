@@ -74,7 +74,7 @@ def _deduplicate(config, inputs, tools):
             kept_by[row["text"]] = row["doc_id"], str(tools.interval), "exact"
             unique.append(row)
     prints = [{"band": -1, "hash": int(hashlib.sha256(r["text"].encode()).hexdigest()[:15], 16), "doc_id": r["doc_id"]} for r in unique]
-    tables = {"unique_documents": unique, "duplicates": copies, "fingerprints": prints}
+    tables = {"unique_documents": unique, "duplicates": copies, "repeated_passages": [], "fingerprints": prints}
     return StageOutput({name: table(name, rows) for name, rows in tables.items()})
 
 

@@ -94,6 +94,28 @@ def test_a_cut_document_tells_what_was_removed_and_why(corpus):
     assert "quiz item q7 by rule share: cut_passage (a b c)" in text and "1,234 characters removed, 2 pieces left" in text
 
 
+def test_a_document_shows_the_lines_it_lost_and_the_passages_that_were_cut_out(corpus):
+    day, doc_id = "2026-11-04", "d" * 32
+    whole, unique = "kept line\nlost \x1b[2Jline\nsecret answer here and more", "kept line\nsecret answer here and more"
+    write(corpus, "ingest", day, 20, documents=[landed(doc_id)], quarantine=[])
+    write(corpus, "clean", day, 21, clean_documents=[cleaned(doc_id) | {"text": whole}], rejections=[])
+    lost = {"doc_id": doc_id, "start": 10, "characters": 13, "hash": 1, "kept_interval": DAYS[0], "kept_doc_id": KEPT}
+    rows = {"unique_documents": [cleaned(doc_id) | {"text": unique}], "duplicates": [], "repeated_passages": [lost], "fingerprints": []}
+    write(corpus, "deduplicate", day, 22, **rows)
+    left = {key: value for key, value in cleaned(doc_id).items() if key != "scores"} | {
+        "split": "train",
+        "piece_starts": [0, 10],
+        "text": "kept line\nand more",
+    }
+    left["text"] = "kept line\nand more"
+    hit = {"doc_id": doc_id, "benchmark": "quiz", "item_id": "q7", "ngram": "a", "action": "cut_passage", "rule": "share", "removed_characters": 20}
+    write(corpus, "decontaminate", day, 23, training_documents=[left], contamination=[hit], benchmark_items=[])
+    story = explain(corpus, doc_id)
+    assert story["days"][0]["repeated"][0]["text"] == "lost \x1b[2Jline" and story["days"][0]["cut"] == ["\nsecret answer here "]
+    text = render(story)
+    assert "13 characters in 1 passages" in text and f"held by {KEPT} of {DAYS[0]}: lost \\x1b[2Jline" in text and "cut out: secret answer here" in text
+
+
 def test_a_recipe_sees_the_days_it_prepared(corpus):
     write(corpus, "clean", DAYS[0], 9, config="other rules", clean_documents=[cleaned(KEPT), cleaned(REFUSED)], rejections=[])
     assert explain(corpus, REFUSED)["days"][0]["cleaned"]

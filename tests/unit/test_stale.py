@@ -45,7 +45,7 @@ def test_exactly_the_days_that_relied_on_what_is_gone_are_stale_until_done_again
     assert stale.stale_days(three_days, RECIPE) == [stale.StaleDay(SECOND, {FIRST: 1}), stale.StaleDay(THIRD, {FIRST: 1})]
     assert cli.main(["stale", "--recipe", "smoke", "--home", str(three_days.home)]) == 0
     shown = capsys.readouterr().out
-    assert f"{SECOND}  1 documents were dropped for copies that {FIRST} no longer keeps" in shown and "backfill --stale --recipe smoke" in shown
+    assert f"{SECOND}  1 documents were dropped or shortened for copies that {FIRST} no longer keeps" in shown and "backfill --stale --recipe smoke" in shown
     deduplicated(three_days, SECOND, 5, ["f", "c"], [copy("b", "B", FIRST)])
     deduplicated(three_days, THIRD, 6, [], [copy("d", "c", SECOND), copy("e", "f", SECOND)])
     assert stale.stale_days(three_days, RECIPE) == []
@@ -56,6 +56,28 @@ def test_a_recorded_result_is_not_taken_where_it_no_longer_holds(three_days):
     deduplicated(three_days, SECOND, 4, [], [copy("f", "A", FIRST)])
     assert [day for day, result in found.items() if stale.must_be_done_again(three_days, "deduplicate", result)] == [THIRD]
     assert not stale.must_be_done_again(three_days, "clean", found[THIRD])
+
+
+def test_a_day_whose_passages_another_day_no_longer_holds_is_stale(env):
+    def band(doc_id: str, *hashes: int) -> list[dict]:
+        return [{"band": -2, "hash": h, "doc_id": doc_id} for h in hashes] + [{"band": 3, "hash": 7, "doc_id": doc_id}]
+
+    def lost(doc_id: str, start: int, value: int, kept: str) -> dict:
+        return {"doc_id": doc_id, "start": start, "characters": 5, "hash": value, "kept_interval": FIRST, "kept_doc_id": kept}
+
+    def day(interval: str, seconds: int, kept: list[str], prints: list[dict], passages: list[dict]) -> None:
+        tables = {"unique_documents": [document(d) for d in kept], "duplicates": [], "repeated_passages": passages, "fingerprints": prints}
+        write(env, "deduplicate", interval, seconds, **tables)
+
+    day(FIRST, 1, ["A", "B"], [*band("A", 1, 2), *band("B", 3)], [])
+    day(SECOND, 2, ["c", "d"], [], [lost("c", 0, 1, "A"), lost("c", 9, 2, "A"), lost("d", 0, 3, "B"), {**lost("d", 6, 9, "d"), "kept_interval": SECOND}])
+    day(FIRST, 3, ["A", "B"], [*band("A", 2, 1), *band("B", 3)], [])
+    assert stale.stale_days(env, RECIPE) == []
+    day(FIRST, 4, ["A", "B"], [*band("A", 5), *band("B", 3, 1)], [])  # another document has the passage now: the rows that name A are wrong all the same
+    assert stale.stale_days(env, RECIPE) == [stale.StaleDay(SECOND, {FIRST: 1})]
+    assert stale.must_be_done_again(env, "deduplicate", results.newest(env, "deduplicate", interval=SECOND))
+    day(FIRST, 5, ["A"], [*band("A", 7)], [])
+    assert stale.stale_days(env, RECIPE) == [stale.StaleDay(SECOND, {FIRST: 2})]
 
 
 def test_days_prepared_with_the_rules_a_recipe_had_before_are_stale(env):
