@@ -1,6 +1,7 @@
 """The experts of one mixture-of-experts layer: which kernel multiplies, never what is computed.
 
-Change here: a kernel, a backend. Not here: routing and balancing (moe.py), parameter names (moe.py, transformer.py).
+Change here: a kernel, a backend. Not here: routing and balancing (moe.py), parameter names (moe.py, transformer.py), grouped_mm's products where
+a CPU trains (experts_cpu.py).
 
 Shape suffixes: N tokens, K experts per token, E experts, R = N*K routed rows (sorted by expert), D model width, F expert width.
 Per expert e: ``y = (silu(x @ w1[e].T) * (x @ v1[e].T)) @ w2[e]`` (databricks/dbrx modeling_dbrx.py, MegaBlocks GroupedGLU); the
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch import Tensor
+
+from models.experts_cpu import train_experts
 
 MEGABLOCKS_MISSING = (
     "experts_backend 'megablocks' was asked for, but it cannot be imported ({error}). It needs an NVIDIA GPU and wheels made for this torch: "
@@ -53,7 +56,13 @@ def expert_forward(backend: str, x_ND: Tensor, weights: ExpertWeights, *, indice
         raise ValueError(f"Unknown experts_backend {backend!r}. Known: {', '.join(BACKENDS)}.")
     if weights.n_experts == 1:
         return _dense(x_ND, weights.cast(x_ND.dtype))
+    if backend == "grouped_mm" and _trains_on_cpu(x_ND):
+        return train_experts(x_ND, gates_NK.to(x_ND.dtype), weights.w1, weights.v1, weights.w2, indices_NK, tokens_per_expert_E)
     return BACKENDS[backend](x_ND, weights.cast(x_ND.dtype), indices_NK, gates_NK.to(x_ND.dtype), tokens_per_expert_E)
+
+
+def _trains_on_cpu(x_ND: Tensor) -> bool:
+    return x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.bfloat16) and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _dense(x_ND: Tensor, weights: ExpertWeights) -> Tensor:
