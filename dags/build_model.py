@@ -5,7 +5,8 @@
 * **Starts** when the asset `corpus` says that days were prepared and the recipe's minimum of new tokens has arrived since its last
   build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget, what to do over budget.
 * **forecast** trains small proxies and writes what the run will reach and cost, before the money is spent.
-* **Over budget:** the run stops here, or, if the recipe says so, *approve* asks a person and nothing is spent until someone answers.
+* **Over budget,** or not worth it (the expected gain over the champion is below what the recipe asks for): the run stops here, or, if the
+  recipe says so, *approve* asks a person, with the numbers, and nothing is spent until someone answers.
 * **Budget used up while training:** the training ends with a checkpoint of what it reached, which is evaluated, reviewed and registered like
   any other and named as ended early. A run with a larger budget goes on from there.
 * **Again:** a run over the same table versions finds every result recorded, recomputes nothing and costs nothing.
@@ -67,26 +68,25 @@ with DAG(
 
     @task.branch(task_id="check_budget", retries=0)
     def check_budget(result: dict[str, Any]) -> str:
-        """Go on, ask a person, or stop: what the forecast decided."""
+        """Go on, ask a person, or stop: what the forecast decided, by money and by the gain it expects over the champion."""
         metrics = result["metrics"]
         if metrics["decision"] == "stop":
-            cost, low, high = (metrics[key] for key in ("cost_usd", "cost_usd_low", "cost_usd_high"))
+            what = "Over budget" if metrics.get("why", "over budget") == "over budget" else "Not worth it"
             raise AirflowFailException(
-                f"Over budget, nothing was trained: the training would cost {cost:.4f} USD (95 %: {low:.4f} to {high:.4f}) after "
-                f"{metrics['spent_usd']:.4f} USD for the forecast; the budget is {metrics['budget_usd']:.4f} USD. "
-                "Trigger again with a larger budget_usd, or take a smaller recipe."
+                f"{what}, nothing was trained: {'; '.join(metrics['gate_sentences'])}. "
+                "Trigger again with a larger budget_usd or over_budget=ask, or take a smaller recipe."
             )
         return "approve" if metrics["decision"] == "ask" else "train"
 
     approve = ApprovalOperator(
         task_id="approve",
-        subject="Over budget: train {{ params.recipe }} anyway?",
+        subject="{{ ti.xcom_pull(task_ids='forecast')['metrics']['why'] | capitalize }}: train {{ params.recipe }} anyway?",
         body=(
             "{% set m = ti.xcom_pull(task_ids='forecast')['metrics'] %}"
             "The training would cost **{{ '%.2f' | format(m['cost_usd']) }} USD** (95 %: {{ '%.2f' | format(m['cost_usd_low']) }} to "
             "{{ '%.2f' | format(m['cost_usd_high']) }}) after {{ '%.2f' | format(m['spent_usd']) }} USD for the forecast; "
             "the budget is **{{ '%.2f' | format(m['budget_usd']) }} USD**. "
-            "Expected held-out loss: {{ '%.3f' | format(m['loss']) }} nats/token. Nothing is spent until someone answers."
+            "Expected held-out loss: {{ '%.3f' | format(m['loss']) }} nats/token; {{ m['gate_sentences'][1] }}. Nothing is spent until someone answers."
         ),
         defaults="Reject",
         response_timeout=timedelta(days=7),

@@ -274,6 +274,7 @@ class Recipe:
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     decontaminate: DecontaminateConfig = field(default=DecontaminateConfig(), metadata=ADDED)
+    minimum_gain_points: float | None = field(default=None, metadata=ADDED)  # over the champion, in points of accuracy; None: only money decides
 
     def __post_init__(self) -> None:
         if self.pack.vocab_size != self.model.vocab_size or self.pack.seq_len != self.model.max_seq_len:
@@ -287,6 +288,8 @@ class Recipe:
             raise MoelineError(f"Recipe {self.name}: the suite its data is decontaminated for is the recipe's own. Leave it out of its DecontaminateConfig.")
         if self.on_over_budget not in ("stop", "ask"):
             raise MoelineError(f"Recipe {self.name}: on_over_budget must be 'stop' or 'ask', not {self.on_over_budget!r}.")
+        if self.minimum_gain_points is not None and not 0 <= self.minimum_gain_points <= 100:
+            raise MoelineError(f"Recipe {self.name}: minimum_gain_points lies between 0 and 100, not at {self.minimum_gain_points!r}.")
 
     def stage_config(self, stage: str) -> Any:
         """The config one stage gets; raises MoelineError for an unknown stage."""

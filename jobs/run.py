@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from jobs import budget, budgets, recipes, stale
+from jobs import budget, budgets, gate, recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
@@ -57,11 +57,16 @@ def run_stage(
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
             found = _recorded(env, recipe, stage, key)
             if found is None:
-                return _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data)
+                return _decided(env, recipe, _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data))
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
     if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
         results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
-    return replace(found, reused=True)
+    return _decided(env, recipe, replace(found, reused=True))
+
+
+def _decided(env: Environment, recipe: recipes.Recipe, result: StageResult) -> StageResult:
+    """A forecast with today's decision about it; any other result as it is."""
+    return gate.decided(env, recipe, result) if result.stage == "forecast" else result
 
 
 def _recorded(env: Environment, recipe: recipes.Recipe, stage: str, key: str) -> StageResult | None:

@@ -1,0 +1,67 @@
+"""The decision about a forecast, taken when it is asked for: its numbers against the budget and against the champion of now.
+
+Not part of the recorded forecast, whose identity knows no champion: the same forecast may be worth its money today and not after a better model
+was promoted. Each decision is a row of ``checks`` (rule ForecastGate) and goes with the result to Airflow, which asks or stops.
+Change here: where the numbers come from. Not here: what decides (expectations/forecast_gate.py), the recipe's minimum gain (jobs/config.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from expectations import forecast_gate
+from jobs import budgets
+from jobs.config import Recipe
+from jobs.contract import StageResult, config_hash
+from jobs.environment import Environment
+from jobs.services import delta
+
+RULE = "ForecastGate"
+
+
+def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResult:
+    """``result`` of stage forecast with today's decision among its metrics: decision, why, gate_sentences, gain and usd_per_point."""
+    rows = {row["metric"]: row for row in delta.rows(env, "forecasts") if row["run_key"] == result.run_key}
+    if not {"cost_usd", "accuracy"} <= set(rows):
+        return result
+    money, skill = rows["cost_usd"], rows["accuracy"]
+    spent = float(result.metrics.get("spent_usd", 0.0))
+    cost = forecast_gate.Cost(spent, money["predicted"], money["low"], money["high"], recipe.budget_usd, budgets.left(env, recipe.name))
+    gain, incomparable = _gain(env, recipe, skill)
+    found = forecast_gate.decide(cost, gain, minimum=recipe.minimum_gain_points, on_over=recipe.on_over_budget, incomparable=incomparable)
+    decision: dict[str, Any] = {
+        "decision": found.verdict, "why": found.why, "gate_sentences": list(found.sentences), "budget_usd": recipe.budget_usd,
+        "usd_per_point": found.usd_per_point, "gain_points": gain and gain.predicted, "gain_low": gain and gain.low, "gain_high": gain and gain.high,
+        "minimum_gain_points": recipe.minimum_gain_points,
+    }  # fmt: skip
+    _record(env, result, found, {**decision, "cost": asdict(cost)})
+    return replace(result, metrics={**result.metrics, **decision})
+
+
+def _gain(env: Environment, recipe: Recipe, skill: dict[str, Any]) -> tuple[forecast_gate.Gain | None, str]:
+    """Expected gain over the champion; or None and, where there is one that cannot be compared, why."""
+    from jobs.services import report
+
+    records = report.Records(env)
+    if records.champion is None:
+        return None, ""
+    champion = report.named(records, "champion")
+    evaluated = next((r for r in records.by_stage["evaluate"] if r.run_key == champion["run_keys"].get("evaluate")), None)
+    if champion["accuracy"] is None or evaluated is None:
+        return None, f"champion v{records.champion} has no recorded scores"
+    if evaluated.config_hash != recipe.config_hash("evaluate"):
+        return None, f"champion v{records.champion} answered another suite of benchmarks"
+    forecast = {name: skill[name] for name in ("predicted", "low", "high")}
+    return forecast_gate.gain_over(f"v{records.champion}", champion["accuracy"], champion["accuracy_stderr"] or 0.0, **forecast), ""
+
+
+def _record(env: Environment, result: StageResult, found: forecast_gate.Decision, observed: dict[str, Any]) -> None:
+    row = {
+        "checked_at": dt.datetime.now(dt.UTC), "run_key": result.run_key, "stage": "forecast", "attempt_id": "", "table_name": "forecasts",
+        "table_version": result.table("forecasts").version, "rule": RULE, "severity": "warning", "observed": json.dumps(observed, sort_keys=True),
+        "passed": found.verdict == "go", "failed_rows": int(found.verdict != "go"),
+    }  # fmt: skip
+    delta.append(env, "checks", [row], once=f"gate:{result.run_key}:{config_hash(observed)}")  # the same decision again is not another check
