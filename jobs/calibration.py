@@ -7,6 +7,9 @@ bias         mean of predicted / outcome - 1; error: the mean of its size
 sharpness    median width of the intervals, as a share of the outcome: covering everything with very wide intervals is no skill
 score        mean interval score (Gneiting & Raftery 2007, eq. 43; width + 2/.05 x the distance outside), as a share of the outcome: lower is better
 verdict      "too narrow" where so few inside had less than a 5 % chance if the intervals held 95 %; "too wide" cannot be told from few runs
+check        the same exact one-sided binomial test with Holm's (1979) step-down over the metrics, so that a false alarm about any of them has at most
+             a 5 % chance (Holm needs no independence; the metrics of one run have none). Runs of one recipe are taken as independent, which makes
+             the test sharper than it should be where they miss together. A failed check is a warning in ``checks`` and in the next decision (gate.py)
 """
 
 from __future__ import annotations
@@ -33,8 +36,29 @@ def calibration(env: Environment) -> dict[str, Any]:
         for row in run["forecast"]
         if row["outcome"] is not None
     ]
-    metrics = sorted({row["metric"] for row in forecasts})
-    return {"metrics": [{"metric": m, **summarise([row for row in forecasts if row["metric"] == m])} for m in metrics], "forecasts": forecasts}
+    names = sorted({row["metric"] for row in forecasts})
+    metrics = [{"metric": m, **summarise([row for row in forecasts if row["metric"] == m])} for m in names]
+    adjusted = holm([m["chance_of_so_few"] for m in metrics])
+    checked = [{**m, "chance_adjusted": p, "check_passed": p >= _ALARM} for m, p in zip(metrics, adjusted, strict=True)]
+    return {"metrics": checked, "forecasts": forecasts}
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """A sentence per metric whose check failed."""
+    return [
+        f"past forecasts of {m['metric']} were too sure: {m['inside']} of {m['n']} outcomes inside their 95 % intervals (chance {m['chance_adjusted']:.4f})"
+        for m in found["metrics"] if not m["check_passed"]
+    ]  # fmt: skip
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """P values adjusted by Holm's step-down, in the order given."""
+    order = sorted(range(len(chances)), key=lambda i: chances[i])
+    found, highest = [0.0] * len(chances), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(chances) - rank) * chances[i]))
+        found[i] = highest
+    return found
 
 
 def _judged(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +76,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     compared = [row for row in rows if row["naive"] is not None]
     return {
         "n": n, "inside": inside, "coverage": inside / n, "coverage_low": low, "coverage_high": high, "chance_of_so_few": chance,
-        "verdict": "too narrow" if chance < _ALARM else "consistent with 95 %",
+        "verdict": "too narrow" if chance < _ALARM else "consistent with 95 %", "chance_adjusted": chance, "check_passed": chance >= _ALARM,
         "bias": statistics.fmean(errors) if errors else None, "error": statistics.fmean(map(abs, errors)) if errors else None,
         "sharpness": statistics.median((row["high"] - row["low"]) / abs(row["outcome"]) for row in rows) if relative else None,
         "score": statistics.fmean(interval_score(row) / abs(row["outcome"]) for row in rows) if relative else None,
@@ -93,7 +117,11 @@ def render(found: Mapping[str, Any]) -> str:
         lines.append(
             f"{m['metric']:13}{inside:>9}  {share:>20}  {relative[0]:>8}  {relative[1]:>7}  {relative[2]:>7}  {relative[3]:>7}  {naive:>11}  {m['verdict']}"
         )
-    lines += ["", "Every forecast: its interval from ( to ), its prediction |, the outcome o (< or >: outside the line)"]
+    lines += [
+        *(f"WARNING: {sentence}" for sentence in warnings(found)),
+        "",
+        "Every forecast: its interval from ( to ), its prediction |, the outcome o (< or >: outside the line)",
+    ]
     for row in found["forecasts"]:
         lines.append(f"{row['metric']:13}{_plot(row)}  {'inside ' if row['inside'] else 'OUTSIDE'}  {_printable(row['run_id'])}")
     return "\n".join(lines) + "\n"

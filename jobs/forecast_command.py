@@ -63,6 +63,7 @@ def add_to(found: argparse.ArgumentParser) -> None:
     show.add_argument("run", metavar="RUN", help="a run id of `moeline report`, or the start of one")
     about = "Were the forecasts right as often as they said? Coverage, bias and sharpness over every registered forecast that came out."
     judged = actions.add_parser("calibration", parents=[common], help="coverage, bias and sharpness of all past forecasts", description=about)
+    judged.add_argument("--svg", metavar="FILE", help="also write the picture of it")
     for reads_tables in (show, judged):
         reads_tables.add_argument("--env", default=kept, help="environment in infra/env, or a .toml file")
         reads_tables.add_argument("--home", default=kept, help="folder of tables, landing zone, logs and state")
@@ -73,14 +74,23 @@ def act(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
     if arguments.forecast_action == "show":
         found, text = show(env, arguments.run), render_shown
     elif arguments.forecast_action == "calibration":
-        from jobs import calibration
+        from jobs import calibration, calibration_plot
 
         found, text = calibration.calibration(env), calibration.render
+        if arguments.svg:
+            _write(arguments.svg, calibration_plot.svg(found))
     else:
         found, text = fit(arguments.runs, arguments.target, arguments.active, arguments.chance, arguments.bootstraps), render
     if not arguments.json:
         print(text(found), end="")
     return found
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise MoelineError(f"Cannot write {file}: {problem}.") from None
 
 
 def fit(runs: str, target: str, active: str | None = None, chances: Sequence[str] = (), bootstraps: int = 1000) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The decision about a forecast, taken when it is asked for: its numbers against the budget and against the champion of now.
 
 Not part of the recorded forecast, whose identity knows no champion: the same forecast may be worth its money today and not after a better model
-was promoted. Each decision is a row of ``checks`` (rule ForecastGate) and goes with the result to Airflow, which asks or stops.
+was promoted. Each decision is a row of ``checks`` (rule ForecastGate), and so is whether past forecasts were right
+as often as they said (ForecastCoverage by metric; jobs/calibration.py): a warning goes with the decision to Airflow, which asks or stops.
 Change here: where the numbers come from. Not here: what decides (expectations/forecast_gate.py), the recipe's minimum gain (jobs/config.py).
 """
 
@@ -13,13 +14,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from expectations import forecast_gate
-from jobs import budgets
+from jobs import budgets, calibration
 from jobs.config import Recipe
 from jobs.contract import StageResult, config_hash
 from jobs.environment import Environment
 from jobs.services import delta
 
 RULE = "ForecastGate"
+COVERAGE = "ForecastCoverage"
 
 
 def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResult:
@@ -32,8 +34,10 @@ def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResul
     cost = forecast_gate.Cost(spent, money["predicted"], money["low"], money["high"], recipe.budget_usd, budgets.left(env, recipe.name))
     gain, incomparable = _gain(env, recipe, skill)
     found = forecast_gate.decide(cost, gain, minimum=recipe.minimum_gain_points, on_over=recipe.on_over_budget, incomparable=incomparable)
+    judged = calibration.calibration(env)
+    _record_coverage(env, result, judged)
     decision: dict[str, Any] = {
-        "decision": found.verdict, "why": found.why, "gate_sentences": list(found.sentences), "budget_usd": recipe.budget_usd,
+        "decision": found.verdict, "why": found.why, "gate_sentences": [*found.sentences, *calibration.warnings(judged)], "budget_usd": recipe.budget_usd,
         "usd_per_point": found.usd_per_point, "gain_points": gain and gain.predicted, "gain_low": gain and gain.low, "gain_high": gain and gain.high,
         "minimum_gain_points": recipe.minimum_gain_points,
     }  # fmt: skip
@@ -59,9 +63,19 @@ def _gain(env: Environment, recipe: Recipe, skill: dict[str, Any]) -> tuple[fore
 
 
 def _record(env: Environment, result: StageResult, found: forecast_gate.Decision, observed: dict[str, Any]) -> None:
+    _check(env, result, RULE, observed, passed=found.verdict == "go", failed=int(found.verdict != "go"))
+
+
+def _record_coverage(env: Environment, result: StageResult, judged: dict[str, Any]) -> None:
+    for metric in judged["metrics"]:
+        kept = {name: metric[name] for name in ("metric", "n", "inside", "coverage", "chance_of_so_few", "chance_adjusted")}
+        _check(env, result, f"{COVERAGE}({metric['metric']})", kept, passed=metric["check_passed"], failed=metric["n"] - metric["inside"])
+
+
+def _check(env: Environment, result: StageResult, rule: str, observed: dict[str, Any], *, passed: bool, failed: int) -> None:
     row = {
         "checked_at": dt.datetime.now(dt.UTC), "run_key": result.run_key, "stage": "forecast", "attempt_id": "", "table_name": "forecasts",
-        "table_version": result.table("forecasts").version, "rule": RULE, "severity": "warning", "observed": json.dumps(observed, sort_keys=True),
-        "passed": found.verdict == "go", "failed_rows": int(found.verdict != "go"),
+        "table_version": result.table("forecasts").version, "rule": rule, "severity": "warning", "observed": json.dumps(observed, sort_keys=True),
+        "passed": passed, "failed_rows": failed,
     }  # fmt: skip
-    delta.append(env, "checks", [row], once=f"gate:{result.run_key}:{config_hash(observed)}")  # the same decision again is not another check
+    delta.append(env, "checks", [row], once=f"{rule}:{result.run_key}:{config_hash(observed)}")  # the same again is not another check

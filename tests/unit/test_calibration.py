@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from jobs import calibration, cli
+from jobs import calibration, calibration_plot, cli
 from jobs.contract import StageResult
 from jobs.services import delta, results
 
@@ -105,3 +106,42 @@ def test_a_run_with_a_hostile_name_cannot_move_the_cursor():
     assert "\x1b" not in calibration.render({"metrics": [{"metric": "loss", **calibration.summarise([row(10.0)])}], "forecasts": [
         {"metric": "loss", "run_id": "\x1b[2J\nx", **row(10.0)},
     ]})  # fmt: skip
+
+
+def test_the_check_is_holms_over_the_metrics():
+    assert calibration.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert calibration.holm([0.6, 0.9]) == [1.0, 1.0] and calibration.holm([]) == []
+
+
+def test_intervals_that_hold_warn_about_any_of_four_metrics_in_one_case_of_twenty_at_most():
+    rng = np.random.default_rng(1)
+    alarms = [min(calibration.holm([calibration.at_most(int(k), 30, 0.95) for k in rng.binomial(30, 0.95, 4)])) < 0.05 for _ in range(1000)]
+    assert np.mean(alarms) <= 0.06
+
+
+def test_too_few_inside_warns_in_the_text_and_the_picture_shows_every_forecast(came_out, tmp_path, capsys):
+    for number in range(4, 9):  # five more, all outside
+        record(came_out, "forecast", number, {"sequences": f"sequences@{number}"}, "forecasts", f"2026-11-0{number}T10:00:00Z", decision="go")
+        delta.append(came_out, "forecasts", [{"run_key": f"forecast-{number}", "metric": "loss", "predicted": 4.2, "low": 3.9, "high": 4.6, "naive": 5.0,
+                                              "target": "{}", "law": "{}", "proxies": "[]", "decision": "go", "content_hash": f"hash {number}",
+                                              "registered_at": dt.datetime(2026, 11, number, tzinfo=dt.UTC)}])  # fmt: skip
+        record(came_out, "train", number, {"sequences": f"sequences@{number}"}, "checkpoints", f"2026-11-0{number}T11:00:00Z", held_out_loss=7.0 + number)
+    picture = tmp_path / "calibration.svg"
+    assert cli.main(["forecast", "calibration", "--svg", str(picture), "--home", str(came_out.home)]) == 0
+    assert "WARNING: past forecasts of loss were too sure: 1 of 7 outcomes inside" in capsys.readouterr().out
+    root = ElementTree.fromstring(picture.read_text())  # noqa: S314 - we wrote it
+    names = [e.tag.rpartition("}")[2] for e in root.iter()]
+    assert (names.count("circle"), names.count("path")) == (1, 6)
+    assert root.find("{http://www.w3.org/2000/svg}title").text == "loss: 1 of 7 inside, too narrow"
+
+
+def test_a_hostile_run_in_the_picture_is_text():
+    found = {"metrics": [{"metric": "<b>", **calibration.summarise([row(10.0)])}], "forecasts": [{"metric": "<b>", "run_id": '<script>&"', **row(10.0)}]}
+    text = calibration_plot.svg(found)
+    assert "<script>" not in text and ElementTree.fromstring(text) is not None  # noqa: S314 - we wrote it
+
+
+@pytest.mark.parametrize(("outcome", "at"), [(10.0, 0.0), (11.0, 1.0), (9.5, -0.5), (100.0, 3.0), (0.0, -3.0)])
+def test_an_outcome_lies_where_its_own_side_of_the_interval_puts_it(outcome, at):
+    assert calibration_plot.position(row(outcome)) == pytest.approx(at)
+    assert calibration_plot.position(row(5.0, low=10.0)) == -3.0, "a side without width"
