@@ -20,11 +20,18 @@ _JUDGING = ("evaluate", "review")
 
 @dataclass(frozen=True)
 class Spending:
-    """Dollars. ``limit``: the recipe's budget, or what a person approved beyond it; ``spent`` before this attempt; ``kept`` for what comes after."""
+    """Dollars. ``limit``: the recipe's budget, or what a person approved beyond it; ``forecast`` and ``earlier`` attempts took their part; ``kept`` for
+    what comes after. ``forecast_key``: run key of the forecast this training was decided on."""
 
     limit: float
-    spent: float
+    forecast: float
+    earlier: float
     kept: float
+    forecast_key: str | None = None
+
+    @property
+    def spent(self) -> float:
+        return self.forecast + self.earlier
 
     @property
     def left(self) -> float:
@@ -36,8 +43,8 @@ def of_training(env: Environment, recipe: Recipe, run_key: str, inputs: Mapping[
     """Where the training ``run_key`` stands. Evaluation and review are expected to cost what they did last time for this recipe (0 the first time)."""
     forecast = _forecast(env, recipe, inputs)
     last = [results.newest(env, stage, recipe=recipe.name) for stage in _JUDGING]
-    spent = _charged(env, run_key) + (forecast.cost_usd if forecast else 0.0)
-    return Spending(limit(recipe, forecast), spent, sum(r.cost_usd for r in last if r))
+    kept, cost = sum(r.cost_usd for r in last if r), forecast.cost_usd if forecast else 0.0
+    return Spending(limit(recipe, forecast), cost, _charged(env, run_key), kept, forecast.run_key if forecast else None)
 
 
 def limit(recipe: Recipe, forecast: StageResult | None) -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from jobs import budget, recipes, stale
+from jobs import budget, budgets, recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
 from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
 from jobs.environment import Environment
@@ -81,6 +81,7 @@ def _compute(
     gauntlet_data: str | None,
 ) -> StageResult:  # fmt: skip
     stage = module.__name__.rpartition(".")[2]
+    budgets.refuse_if_spent(env, stage, recipe.name)
     running = ledger.Running(
         env, ledger.Attempt(stage, recipe.name, key, interval, env.stage_resources(stage), time.time(), **{k: v for k, v in attempt.items() if v is not None})
     )

@@ -14,7 +14,9 @@ class ModelConfig:
     ``top_k`` of ``n_experts`` experts run per token; each is a SiLU GLU of width ``ffn_hidden``.
     ``init``: how weights are drawn. ``fixed``: N(0, init_std) everywhere, DBRX's, meant for its width. ``by_width``: what keeps every
     activation and update of the same size at any width, so that a small proxy behaves like its target (see transformer.initial_std).
-    ``router_z_loss_weight``: of ST-MoE's loss that keeps router logits small (theirs: 0.001); 0 as in DBRX is none.
+    ``base_width``: the d_model a learning rate was tuned at; initial weights and learning rates then follow d_model by the rule of
+    models/parameter_groups.py (muP), needs ``init="by_width"``; 0 is none. ``router_z_loss_weight``: of
+    ST-MoE's loss that keeps router logits small (theirs: 0.001); 0 as in DBRX is none.
     """
 
     d_model: int
@@ -32,6 +34,7 @@ class ModelConfig:
     init_std: float = 0.02
     init: str = "fixed"
     router_z_loss_weight: float = field(default=0.0, metadata=ADDED)
+    base_width: int = field(default=0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
@@ -40,6 +43,8 @@ class ModelConfig:
             raise ValueError(f"grouped_mm needs 16-byte strides: d_model {self.d_model} and ffn_hidden {self.ffn_hidden} must be multiples of 8")
         if self.init not in ("fixed", "by_width"):
             raise ValueError(f"init must be 'fixed' or 'by_width', not {self.init!r}")
+        if self.base_width < 0 or (self.base_width and self.init != "by_width"):
+            raise ValueError(f"base_width {self.base_width} must not be negative and, if given, needs init='by_width', not {self.init!r}")
         if self.router_z_loss_weight < 0:
             raise ValueError(f"router_z_loss_weight {self.router_z_loss_weight} must not be negative")
         if not 1 <= self.top_k <= self.n_experts:

@@ -23,6 +23,7 @@ from models.data_order import DataOrder, ShuffledOrder
 from models.guards import Guard, RepeatedSpikes
 from models.loop_config import EXECUTION, LoopConfig
 from models.packed_sequences import PackedSequences
+from models.parameter_groups import parameter_groups
 from models.step_metrics import Measured, StepMetrics
 from models.transformer import LossOutput, Transformer, is_target
 
@@ -67,11 +68,9 @@ class Trainer:
         self.guard = Guard(sigmas=loop.spike_sigmas)
         self._device = next(model.parameters()).device
         self._data_digest = data.digest()
-        model.run_blocks(activation_checkpointing=loop.activation_checkpointing)
+        model.run_blocks(activation_checkpointing=loop.activation_checkpointing, compiled=loop.compile)
         self.balance_bias = BalanceBias(model, loop.balance_bias_rate) if loop.balance_bias_rate else None
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        vectors = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": loop.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = parameter_groups(model, loop.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=loop.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
     @property
@@ -90,7 +89,7 @@ class Trainer:
         indices = self.order.batch(self.step_number)
         rate = self.loop.learning_rate_at(self.step_number)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["learning_rate_scale"]
         if self.balance_bias is not None:
             self.balance_bias.use(self.loop.share_at(self.step_number))
         vector = self._gradients(indices)

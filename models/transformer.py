@@ -9,6 +9,8 @@ Shape suffixes: B sequences, T positions, S cached and new positions, D model wi
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -150,19 +152,23 @@ class NormAttentionNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """``recompute``: in training, keep only the input and compute the rest again in backward. Statistics are returned, not stored, so a
-    recomputed forward counts nothing twice."""
+    """In training alone: ``recompute`` keeps only the input and computes the rest again in backward (statistics are returned, not stored, so
+    that counts nothing twice); ``compiled`` is ``_body`` through torch.compile."""
 
     def __init__(self, config: ModelConfig, experts_backend: str) -> None:
         super().__init__()
         self.norm_attn_norm = NormAttentionNorm(config)
         self.ffn = MoE(config, experts_backend)
         self.recompute = False
+        self.compiled: Callable[..., tuple[Tensor, RouterStats]] | None = None
 
     def forward(self, x_BTD: Tensor, context: _Context, layer: int) -> tuple[Tensor, RouterStats]:
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self._body, x_BTD, context, layer, use_reentrant=False, preserve_rng_state=False)  # no dropout draws anything
-        return self._body(x_BTD, context, layer)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._body(x_BTD, context, layer)
+        body = self.compiled or self._body
+        if self.recompute:
+            return checkpoint(body, x_BTD, context, layer, use_reentrant=False, preserve_rng_state=False)  # no dropout draws anything
+        return body(x_BTD, context, layer)
 
     def _body(self, x_BTD: Tensor, context: _Context, layer: int) -> tuple[Tensor, RouterStats]:
         part = self.norm_attn_norm
@@ -186,16 +192,34 @@ def initial_std(config: ModelConfig, name: str) -> float:
 
     ``by_width`` keeps activations of order 1 at any width: embeddings 1, matrices 1/sqrt(fan-in) (LeCun et al. 1998), those that write
     into the residual stream another 1/sqrt(2 L) smaller (GPT-2, Radford et al. 2019, section 2.3), output weights ``init_std``.
-    On 300,000 tokens at width 128 it reached 5.09 nats where N(0, .02) everywhere reached 5.66 (infra/decisions/0006).
+    On 300,000 tokens at width 128 it reached 5.09 nats where N(0, .02) everywhere reached 5.66 (infra/decisions/0006). With a
+    ``base_width`` router and output weights are those of that width, smaller by the rule of models/parameter_groups.py.
     """
     part = name.rpartition(".weight")[0] or name
+    narrower = config.base_width / config.d_model if config.base_width else 1.0
     if config.init == "fixed" or part == "lm_head":
-        return config.init_std
+        return config.init_std * narrower
+    if part.endswith("router.layer"):
+        return config.d_model**-0.5 * narrower**0.5
     if part.endswith("wte"):
         return 1.0
     fan_in = config.ffn_hidden if part.endswith("w2") else config.d_model
     writes_residual = part.endswith(("w2", "out_proj"))
     return fan_in**-0.5 * ((2 * config.n_layers) ** -0.5 if writes_residual else 1.0)
+
+
+def require_compiler(device: str) -> None:
+    """Raise ValueError when torch.compile cannot work on ``device`` (it would fail at the first step, in its own words)."""
+    if device == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise ValueError("compile=True on a GPU needs Triton, which is not installed: install torch's CUDA wheel with it, or set compile=False.")
+        return
+    from torch._inductor import cpp_builder, exc  # loads most of the compiler
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ValueError("compile=True needs a C++ compiler, and none was found: install g++ (or name one in CXX), or set compile=False.") from error
 
 
 class Transformer(nn.Module):
@@ -235,10 +259,13 @@ class Transformer(nn.Module):
         """
         return self._run(tokens_BT, document_ids_BT, positions, cache, lengths_B)[0]
 
-    def run_blocks(self, *, activation_checkpointing: bool) -> None:
-        """How blocks compute in training; never what."""
+    def run_blocks(self, *, activation_checkpointing: bool, compiled: bool) -> None:
+        """How blocks compute in training, up to rounding never what. Raises ValueError when ``compiled`` is asked for without a compiler."""
+        if compiled:
+            require_compiler(self.lm_head.weight.device.type)
         for block in self.transformer.blocks:
             block.recompute = activation_checkpointing
+            block.compiled = torch.compile(block._body) if compiled else None
 
     def forward_loss(
         self, tokens_BT: Tensor, document_ids_BT: Tensor, loss_mask_BT: Tensor | None = None, *, n_targets: int | None = None, share: float = 1.0

@@ -55,6 +55,20 @@ def connected(env: Environment, resources: Resources, settings: Mapping[str, str
             ray.shutdown()
 
 
+def ended_drivers(env: Environment) -> list[dict[str, Any]]:
+    """Processes that spoke to the platform's Ray head and have ended: pid, started_at and ended_at (Unix seconds), as the head recorded them.
+
+    It forgets them when it stops. Raises MoelineError when it does not answer.
+    """
+    address = env.platform["ray_address"]
+    _require_answer(address)
+    with _environment({**_SETTINGS, **platform.client_environment(env)}):  # the token must be set before ray is imported
+        from ray._raylet import GcsClient
+
+        jobs = GcsClient(address=address.removeprefix("ray://")).get_all_job_info()
+    return [{"pid": j.driver_pid, "started_at": j.start_time / 1000.0, "ended_at": j.end_time / 1000.0} for j in jobs.values() if j.is_dead and j.end_time]
+
+
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     before = {key: os.environ.get(key) for key in variables}

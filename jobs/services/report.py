@@ -13,10 +13,9 @@ from typing import Any
 
 from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
-from jobs.services import delta, results
+from jobs.services import delta, results, shared_costs
 
 BUILD = ("forecast", "train", "evaluate", "review", "register")
-SHARED = ("idle", "storage")  # phases no attempt caused alone
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
 
@@ -222,7 +221,7 @@ def attempts(env: Environment) -> list[dict[str, Any]]:
 
 def _attempts(charges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
-    for rows in _grouped((c for c in charges if c["x_Phase"] not in SHARED), "x_AttemptId").values():
+    for rows in _grouped((c for c in charges if c["x_Phase"] not in shared_costs.SHARED), "x_AttemptId").values():
         first = next((r for r in rows if r["x_Phase"] != "checks" and not r["x_CorrectsId"]), rows[0])
         added = {name: sum(r[name] for r in rows) for name in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "x_WallSeconds", "x_EnergyKwh")}
         ends = {"ChargePeriodStart": min(r["ChargePeriodStart"] for r in rows), "ChargePeriodEnd": max(r["ChargePeriodEnd"] for r in rows)}

@@ -31,16 +31,22 @@ _PREEMPTION_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Allowance:
-    """``usd`` may be spent from ``since`` (Unix seconds) on; holding the machine costs ``usd_per_second``. ``limit_usd``: the budget it is left of."""
+    """What a training costs and may cost. ``spent_usd`` went before ``since`` (Unix seconds), ``usd_per_second`` from then on; of that at most
+    ``usd`` (None: no limit), which is what is left of the budget ``limit_usd``."""
 
-    usd: float
+    usd: float | None
     usd_per_second: float
     since: float
-    limit_usd: float
+    limit_usd: float | None
+    spent_usd: float = 0.0
 
     def seconds_left(self, now: float) -> float:
-        """Seconds until it is spent; negative afterwards, infinite where nothing costs anything."""
-        return self.since + self.usd / self.usd_per_second - now if self.usd_per_second > 0 else math.inf
+        """Seconds until it is spent; negative afterwards, infinite without a limit or where nothing costs anything."""
+        return math.inf if self.usd is None or self.usd_per_second <= 0 else self.since + self.usd / self.usd_per_second - now
+
+    def cost(self, now: float) -> float:
+        """Spent until now, by all attempts."""
+        return self.spent_usd + (now - self.since) * self.usd_per_second
 
 
 class Control:

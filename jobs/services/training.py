@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any, TextIO
 
 from jobs.config import TrainConfig
 from jobs.contract import MoelineError
-from jobs.services import checkpoint_writer, run_control, worker_group
+from jobs.services import checkpoint_writer, run_control, telemetry, worker_group
 from jobs.services.checkpoint_writer import CheckpointFailed
 from jobs.services.results import write_whole
 from jobs.services.run_control import Allowance, Control
@@ -39,7 +40,8 @@ class TrainingRun:
     """One training to do: ``config`` on the sequences in ``data`` (training_data.write), in ``folder``. ``keep_checkpoints`` 0: train
     without any (a proxy of seconds). ``suite``: a file of questions to answer at the end (see suite_accuracy), or empty.
     ``timed_steps``: do only so many steps and report how long one takes (``step_seconds``, ``held_out_seconds``); nothing is learnt.
-    ``allowance``: what it may cost; it ends early with a usable model rather than above it."""
+    ``allowance``: what it costs and may cost; it ends early with a usable model rather than above it. ``peak_flops``: FLOP/s of the machine it
+    gets, for MFU (None: measured when it starts)."""
 
     folder: str
     data: str
@@ -48,6 +50,7 @@ class TrainingRun:
     suite: str = ""
     timed_steps: int = 0
     allowance: Allowance | None = None
+    peak_flops: float | None = None
 
     @property
     def cost(self) -> float:
@@ -182,16 +185,49 @@ def _time(run: TrainingRun) -> dict[str, Any]:
 
 def _train(run: TrainingRun) -> dict[str, Any] | None:
     """Train to the end, or as far as the money goes, from the newest valid checkpoint; the result, or None when asked to stop before."""
-    from models import checkpoint
+    from models.guards import RepeatedSpikes
 
-    folder, config, team = Path(run.folder), run.config, worker_group.here()
-    trainer = _new_trainer(config, run.data)
-    resume = team.newest(folder) if run.keep_checkpoints else None
+    trainer = None
+    while True:
+        try:
+            return _train_from(run, trainer)
+        except RepeatedSpikes as spikes:
+            trainer = _rolled_back(run, spikes)
+
+
+def _rolled_back(run: TrainingRun, spikes: Any) -> Any:
+    """A trainer that goes on from before the batches at fault, without them. A restart will do the same: its state is the newest checkpoint."""
+
+    folder, team, trainer = Path(run.folder), worker_group.here(), _new_trainer(run.config, run.data)
+    if not run.keep_checkpoints:
+        trainer.roll_back(None, spikes)
+        return trainer
+    for later in folder.glob("step-*") if team.first else ():
+        if int(later.name.removeprefix("step-")) > spikes.before:
+            shutil.rmtree(later)
+    trainer.roll_back(team.newest(folder), spikes)
+    trainer.save(folder)
+    return trainer
+
+
+def _resumed(run: TrainingRun) -> tuple[Any, Path | None]:
+    """(trainer, the checkpoint it continues from)"""
+    trainer = _new_trainer(run.config, run.data)
+    resume = worker_group.here().newest(Path(run.folder)) if run.keep_checkpoints else None
     if resume is not None:
         trainer.load(resume)
+    return trainer, resume
+
+
+def _train_from(run: TrainingRun, trainer: Any) -> dict[str, Any] | None:
+    from models import checkpoint
+
+    folder, resume, team = Path(run.folder), None, worker_group.here()
+    if trainer is None:
+        trainer, resume = _resumed(run)
     began_at = trainer.step_number
     saving = team.writer(folder, run.keep_checkpoints, _named_elsewhere(folder)) if run.keep_checkpoints else nullcontext()
-    with team.keeping(_metrics_from(folder / METRICS, began_at, config)) as lines, run_control.caught_sigterm() as signalled, saving as writer:
+    with team.keeping(_metrics_from(run, began_at)) as lines, run_control.caught_sigterm() as signalled, saving as writer:
         stopped = _steps(run, trainer, writer, _control(run, signalled), lines)
         final = resume if began_at == trainer.step_number else None
         if writer is not None and final is None and trainer.step_number:
@@ -205,7 +241,7 @@ def _train(run: TrainingRun) -> dict[str, Any] | None:
         return {**early, "steps": 0}
     return {
         **_summary(folder / METRICS), **_held_out(run, trainer), "resumed_from_step": began_at, "skipped_steps": trainer.skipped_steps,
-        "tokens": trainer.tokens, "steps": trainer.step_number, "sequences_seen": trainer.step_number * config.batch_sequences,
+        "tokens": trainer.tokens, "steps": trainer.step_number, "sequences_seen": trainer.step_number * run.config.batch_sequences,
         "checkpoint": final.name if final else None, "sha256": checkpoint.verify(final) if final else None,
         **(suite_accuracy(trainer.model, run.suite) if run.suite else {}), **early,
     }  # fmt: skip
@@ -228,13 +264,15 @@ def _steps(run: TrainingRun, trainer: Any, writer: Any, control: Control, lines:
     def tell(line: Mapping[str, Any]) -> None:
         print(json.dumps(line), file=lines, flush=True)
 
+    peak = _started(run, trainer.step_number, tell)
     notice, team = run_control.PreemptionNotice(), worker_group.here()
     while not trainer.finished:
         if stopped := team.agreed(control.why_stop):
             return stopped
         step = trainer.step()
         control.took(step.seconds)
-        tell({"event": "step", "at": time.time(), **asdict(step)})
+        cost = {"cost_usd": run.allowance.cost(time.time())} if run.allowance else {}
+        tell({"event": "step", "at": time.time(), **asdict(step), **({"mfu": step.flops / step.seconds / peak} if peak else {}), **cost})
         if writer is None:
             continue
         for written in writer.finished():
@@ -246,6 +284,14 @@ def _steps(run: TrainingRun, trainer: Any, writer: Any, control: Control, lines:
             if preempted:  # nobody knows how long this machine still lives
                 writer.wait()
     return None
+
+
+def _started(run: TrainingRun, step: int, tell: Callable[[Mapping[str, Any]], None]) -> float | None:
+    """Say that training begins; FLOP/s of all workers (None for a proxy: nobody asks)."""
+    peak = run.peak_flops or (telemetry.peak_here(run.config.precision) if run.keep_checkpoints else None)
+    peak = peak and peak * run.config.workers
+    tell({"event": "started", "at": time.time(), "step": step, "steps": run.config.steps, "peak_flops": peak})
+    return peak
 
 
 def _last_checkpoint(team: worker_group.Alone, writer: Any, trainer: Any) -> Path:
@@ -309,19 +355,20 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _metrics_from(path: Path, step: int, config: TrainConfig) -> Iterator[TextIO]:
+def _metrics_from(run: TrainingRun, step: int) -> Iterator[TextIO]:
     """The metrics file open for appending, cut back to ``step``: steps after the checkpoint are trained again and must count once."""
-    kept = [line for line in read_metrics(path) if line["event"] == "step" and line["step"] <= step]
-    kept.append({"event": "started", "at": time.time(), "step": step, "steps": config.steps})
+    path = Path(run.folder) / METRICS
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     with path.open("a") as lines:
         yield lines
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    steps = [line for line in read_metrics(path) if line["event"] == "step"]
+    lines = read_metrics(path)
+    steps = [line for line in lines if line["event"] == "step"]
     losses = [line["loss"] for line in steps if not line["skipped"]][-LAST_STEPS:]
     if not losses:
         raise ValueError("No step had a finite loss: lower learning_rate or train in fp32.")
     seconds = [line["seconds"] for line in steps]
-    return {"loss": sum(losses) / len(losses), "seconds": sum(seconds), "median_step_seconds": statistics.median(seconds)}
+    return {"loss": sum(losses) / len(losses), "seconds": sum(seconds), "median_step_seconds": statistics.median(seconds), **telemetry.summary(lines)}

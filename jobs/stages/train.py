@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.config import TrainConfig
 from jobs.contract import BudgetExceeded, MoelineError, StageOutput, Tools, canonical
-from jobs.services import order_file, run_control, training, training_data, training_order
+from jobs.services import order_file, run_control, telemetry, training, training_data, training_order
 from jobs.services.training import TrainingRun
 from models.unigram import predicted_tokens, unigram_loss
 
@@ -29,6 +29,10 @@ _LOG_SECONDS = 1.0  # metrics go to the tracker at most this often, besides the 
 _BY_SOURCE = {"tokens_by_source": "tokens", "epochs_by_source": "epochs"}
 _GRACE_SECONDS = 12.0  # for a step and a checkpoint after SIGTERM; Airflow's tasks kill a stage after 20 (dags/stage_task.py)
 _CLOSING_SECONDS = 10.0  # from the end of the training to the end of the stage: Ray, checks, publishing
+_FIGURES = (  # of telemetry.summary
+    "min_tokens_per_second", "median_tokens_per_second", "mfu", "peak_flops", "worst_expert_load", "worst_expert_load_entropy", "most_starved_experts",
+    "peak_memory_bytes", "spikes", "stalled_share",
+)  # fmt: skip
 _SCAN_ROWS = 8192  # sequences counted at a time
 
 
@@ -50,14 +54,17 @@ def run(config: TrainConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     about = {"sequences": getattr(tools, "inputs_read", {}).get("sequences"), "mixture": canonical(config.mixture)}
     order_file.write(folder, order, data, config.steps, about)
     unigram = _unigram(data, config)
-    reporter = Reporter(config, tools)
+    curve = _forecast(config, tools)
+    telemetry.write_forecast(folder, curve)
+    reporter = Reporter(config, tools, curve)
     started = time.monotonic()
-    work = TrainingRun(folder=str(folder), data=data.folder, config=config, allowance=_allowance(folder, tools))
+    held = tools.env.stage_resources("train")
+    work = TrainingRun(str(folder), data.folder, config, allowance=_allowance(folder, tools), peak_flops=telemetry.sheet_peak(tools.env, held))
     run_control.withdraw_request(folder)
     with run_control.stopped_through(folder, _GRACE_SECONDS):
         launch = ray.train(
-            tools.env, [work], name=f"train-{tools.run_key}", resources=tools.env.stage_resources("train"), processes=config.workers,
-            scratch=tools.scratch, on_step=reporter.on_step, together=config.workers > 1,
+            tools.env, [work], name=f"train-{tools.run_key}", resources=held, processes=config.workers, scratch=tools.scratch,
+            on_step=reporter.on_step, together=config.workers > 1,
         )  # fmt: skip
     result = launch.results[0]
     if not result["steps"]:
@@ -84,22 +91,30 @@ def _require_even(config: TrainConfig) -> None:
         )
 
 
-def _allowance(folder: Path, tools: Tools) -> run_control.Allowance | None:
-    """What the training may cost from now on; None: no limit. A run that ended early for a smaller budget is opened again.
+def _allowance(folder: Path, tools: Tools) -> run_control.Allowance:
+    """What the training costs and may cost from now on. A run that ended early for a smaller budget is opened again.
 
     Raises BudgetExceeded when nothing is left and there is no checkpoint to make a model of.
     """
-    spending, per_second = getattr(tools, "spending", None), tools.stage_price("train", 1.0)
+    spending, per_second, until_now = getattr(tools, "spending", None), tools.stage_price("train", 1.0), tools.cost_so_far()
     if spending is None:
-        return None
+        return run_control.Allowance(None, per_second, time.time(), None, until_now)
     training.reopen(folder, spending.limit)
-    left = spending.left - tools.cost_so_far() - _CLOSING_SECONDS * per_second
+    left = spending.left - until_now - _CLOSING_SECONDS * per_second
     if left <= 0 and not (folder / training.RESULT).is_file() and not any(folder.glob("step-*")):
         raise BudgetExceeded(
             f"Nothing is left of the budget of ${spending.limit:.4f} for the training: ${spending.spent:.4f} were spent on the forecast and earlier attempts, "
             f"and evaluation and review need ${spending.kept:.4f}. Run it again with a larger budget."
         )
-    return run_control.Allowance(left, per_second, time.time(), spending.limit)
+    return run_control.Allowance(left, per_second, time.time(), spending.limit, spending.earlier + until_now)
+
+
+def _forecast(config: TrainConfig, tools: Tools) -> dict[str, Any] | None:
+    """The loss curve that was forecast for this training, if one was."""
+    from jobs.services import delta
+
+    key = getattr(getattr(tools, "spending", None), "forecast_key", None)
+    return telemetry.forecast_curve([row for row in delta.rows(tools.env, "forecasts") if row["run_key"] == key], config) if key else None
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
@@ -116,6 +131,7 @@ def _metrics(config: TrainConfig, data: training_data.TrainingData, result: Mapp
         "params_active": config.model.params_active, "flops": config.model.flops_per_token * config.tokens_per_step * result["steps"],
         "resumed_from_step": result["resumed_from_step"], "skipped_steps": result["skipped_steps"], "epochs": seen,
         "corpus_tokens": data.tokens["train"], "checkpoint": result["checkpoint"], "tokenizer_id": data.tokenizer_ids[0],
+        **{name: result[name] for name in _FIGURES if result.get(name) is not None},
         **({"ended_early": early, "steps_planned": config.steps, "budget_usd": result["limit_usd"]} if (early := result.get("ended_early")) else {}),
     }  # fmt: skip
 
@@ -139,8 +155,8 @@ def _unigram(data: training_data.TrainingData, config: TrainConfig) -> float:
 class Reporter:
     """Shows the progress of a training and sends its metrics to the tracker while it runs. A tracker that fails never fails the run."""
 
-    def __init__(self, config: TrainConfig, tools: Tools) -> None:
-        self.config, self.tools = config, tools
+    def __init__(self, config: TrainConfig, tools: Tools, forecast: Mapping[str, Any] | None = None) -> None:
+        self.config, self.tools, self.forecast = config, tools, forecast
         self._tracker: Any = None
         self._broken = False
         self._logged_at = float("-inf")
@@ -159,8 +175,7 @@ class Reporter:
 
     def _log(self, line: Mapping[str, Any]) -> None:
         self._logged_at = time.monotonic()
-        names = ("loss", "load_balancing_loss", "grad_norm", "learning_rate", "tokens_per_second", "tokens", "expert_load_max_over_mean")
-        values = {name: line[name] for name in names} | {"cost_usd": self.tools.cost_so_far()}
+        values = telemetry.scalars(line) | telemetry.band_at(self.forecast, line["tokens"])
         self._send(lambda tracker: tracker.log_metrics(values, line["step"]))
 
     def _send(self, call: Any) -> None:

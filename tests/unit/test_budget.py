@@ -33,7 +33,7 @@ def charge(env, key: str, hours: float, outcome: str) -> float:
 
 
 def test_the_forecast_and_every_earlier_attempt_count_and_the_judging_is_kept(env):
-    assert budget.of_training(env, RECIPE, "a" * 32, SEQUENCES) == budget.Spending(1.0, 0.0, 0.0)
+    assert budget.of_training(env, RECIPE, "a" * 32, SEQUENCES) == budget.Spending(1.0, 0.0, 0.0, 0.0)
     results.record(env, recorded("forecast", "f" * 32, 0.1, decision="go", cost_usd_high=0.4))
     results.record(env, recorded("evaluate", "e" * 32, 0.03))
     results.record(env, recorded("review", "d" * 32, 0.02))
@@ -41,6 +41,7 @@ def test_the_forecast_and_every_earlier_attempt_count_and_the_judging_is_kept(en
     charge(env, "b" * 32, 1.0, "succeeded")  # another training
     found = budget.of_training(env, RECIPE, "a" * 32, SEQUENCES)
     assert (found.limit, found.kept) == (1.0, pytest.approx(0.05))
+    assert (found.forecast, found.forecast_key) == (0.1, "f" * 32)
     assert found.spent == pytest.approx(0.1 + sum(tries))
     assert found.left == pytest.approx(1.0 - 0.15 - sum(tries))
     assert budget.of_training(env, RECIPE, "a" * 32, {"sequences": "sequences@4"}).spent == pytest.approx(sum(tries))  # its forecast was about other data

@@ -136,3 +136,26 @@ def test_the_same_model_config_in_a_dataclass_of_older_fields_hashes_the_same() 
     assert "router_z_loss_weight" not in canonical(MODEL)
     assert canonical(replace(MODEL, router_z_loss_weight=0.1))["router_z_loss_weight"] == 0.1
     assert ModelConfig(**canonical(MODEL)) == MODEL
+
+
+def test_compiling_without_a_compiler_says_what_to_install() -> None:
+    import torch._inductor.config as inductor
+
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ValueError, match="install g\\+\\+"):
+        Trainer(new_model(MODEL, seed=1), replace(LOOP, compile=True), sequences())
+
+
+def test_compiled_blocks_train_to_the_same_losses_and_evaluate_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch's code generator, which takes half a minute: what it is given is traced and differentiated here."""
+    plainly = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda body: plainly(body, backend="aot_eager"))
+    config = replace(MODEL, router_z_loss_weight=0.01)
+    plain, compiled = (Trainer(new_model(config, seed=1), replace(LOOP, precision="fp32", compile=flag), unevenly_padded()) for flag in (False, True))
+    for _ in range(3):
+        one, other = plain.step(), compiled.step()
+        assert (other.loss, other.router_z) == pytest.approx((one.loss, one.router_z), rel=1e-4)
+        assert other.tokens_per_expert == one.tokens_per_expert
+    assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
+    monkeypatch.setattr(compiled.model.transformer.blocks[0], "compiled", None)
+    monkeypatch.setattr(compiled.model.transformer.blocks[1], "compiled", lambda *_: pytest.fail("evaluation ran a compiled block"))
+    compiled.held_out_loss(sequences(2), 2)

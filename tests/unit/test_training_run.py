@@ -151,6 +151,36 @@ def test_an_interrupted_run_ends_as_if_undisturbed(data, tmp_path, monkeypatch):
     assert steps == list(range(1, 41))  # every step once, also those trained twice
 
 
+def test_repeated_spikes_roll_back_without_the_batches_at_fault_and_a_restart_leaves_them_out_too(data, tmp_path, monkeypatch):
+    from models import checkpoint
+    from models.guards import RepeatedSpikes
+    from models.train_loop import Trainer
+
+    step, batches, trained = Trainer.step, [21, 22], []
+
+    def spiking(trainer):
+        if trainer.step_number == 35 and trainer.guard.excluded and "cut" not in trained:
+            trained.append("cut")
+            raise KeyboardInterrupt
+        if trainer.step_number == 33 and not trainer.guard.excluded:  # a checkpoint after the first of them is there: step 30
+            raise RepeatedSpikes(batches, batches, 1)
+        trained.append(trainer.step_number)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", spiking)
+    run = run_of(data, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        training.train_all([run], threads=1)
+    training.train_all([run], threads=1)
+    found = training.result_of(run.folder)
+    assert found["steps"] == 40 and found["skipped_steps"] == 2
+    assert trained[33:34] == [20], "from the checkpoint before the first of them"
+    assert not set(batches) & set(trained[33:])
+    steps = [line["step"] for line in training.read_metrics(tmp_path / "run" / training.METRICS) if line["event"] == "step"]
+    assert steps == [n for n in range(1, 41) if n - 1 not in batches]
+    assert checkpoint.read(tmp_path / "run" / found["checkpoint"])[1]["guard"]["excluded"] == batches
+
+
 def test_a_finished_run_is_left_as_it_is(data, tmp_path):
     run = run_of(data, tmp_path / "run", keep_checkpoints=0)
     training.train_all([run], threads=1)

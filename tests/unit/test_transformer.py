@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import cross_entropy
 from models.config import ModelConfig
 from models.cross_entropy import summed_cross_entropy
 from models.train_loop import new_model
@@ -107,7 +106,8 @@ def test_nothing_to_predict_gives_a_finite_zero_loss(model: Transformer) -> None
 
 @pytest.mark.parametrize("rows", [1, 300])
 def test_chunked_cross_entropy_equals_torch_in_value_and_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, "cpu", 64 * 70)  # several chunks, the last one shorter
+    monkeypatch.setattr("models.cross_entropy.CHUNK_ELEMENTS", 64 * 70)  # several chunks, the last one shorter
+    monkeypatch.setattr("models.cross_entropy.BLOCK_ELEMENTS", 64 * 16)  # of several blocks each
     torch.manual_seed(0)
     hidden, weight = torch.randn(rows, 32, requires_grad=True), torch.randn(64, 32, requires_grad=True)
     targets = torch.randint(0, 64, (rows,))

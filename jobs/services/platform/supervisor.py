@@ -24,6 +24,7 @@ import psutil
 from jobs.services.platform.processes import adopt_orphans, descendants, die_with_parent, end, send
 from jobs.services.platform.record import boot_id, identity, locked, write_record
 from jobs.services.platform.service import Service, probe
+from jobs.services.platform.uptime import Uptime
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = "supervisor.lock"
@@ -77,6 +78,7 @@ class Supervisor:
         self.addresses = plan["addresses"]
         self.all = {values["name"]: Supervised(Service.from_json(values)) for values in plan["services"]}
         self.me = {**identity(os.getpid()), "started_at": time.time(), "log": str(self.home / "logs" / "supervisor.log")}
+        self.uptime = Uptime(self.home, self.me["started_at"])
         self.stopping = False
         self.changed = True
 
@@ -102,6 +104,7 @@ class Supervisor:
     def _tick(self) -> None:
         self._collect()
         now = time.time()
+        self.uptime.beat(now=now)
         for one in self.all.values():
             if self.stopping:
                 return
