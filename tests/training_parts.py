@@ -110,15 +110,15 @@ class TrainingTools:
         return self.env.prices.allocated(self.env.stage_resources(stage), seconds)
 
 
-def train_stage_process(home: Path, data: Path, steps: int) -> list[str]:
-    """Command line of a process that runs stage train on ``data`` and prints its row and metrics as JSON."""
+def train_stage_process(home: Path, data: Path, steps: int, **changes: Any) -> list[str]:
+    """Command line of a process that runs stage train on ``data`` (with small_train's ``changes``) and prints its row and metrics as JSON."""
     code = (
         "import json, sys; from pathlib import Path; import pyarrow.dataset as ds; from jobs.stages import train; import training_parts as parts; "
-        "config = parts.small_train(tokens=int(sys.argv[3]) * 8 * parts.SEQ_LEN); tools = parts.TrainingTools(Path(sys.argv[1])); "
+        "config = parts.small_train(tokens=int(sys.argv[3]) * 8 * parts.SEQ_LEN, **json.loads(sys.argv[4])); tools = parts.TrainingTools(Path(sys.argv[1])); "
         "out = train.run(config, {'sequences': ds.dataset(sys.argv[2])}, tools); "
         "print(json.dumps({'row': out.tables['checkpoints'].to_pylist()[0], 'metrics': out.metrics}))"
     )
-    return [sys.executable, "-c", code, str(home), str(data), str(steps)]
+    return [sys.executable, "-c", code, str(home), str(data), str(steps), json.dumps(changes)]
 
 
 def last_json(text: str) -> dict[str, Any]:

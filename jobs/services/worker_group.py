@@ -114,8 +114,9 @@ class GroupWriter:
         return self
 
     def __exit__(self, kind: Any, *raised: object) -> None:
-        """After an error the other workers may never answer: what is in flight then ends with the process."""
-        if kind is None:
+        """No thread goes on writing after a training that went on or ended alike on all workers (spikes, divergence). After any other error the
+        others may never answer: what is in flight then ends with the process."""
+        if kind is None or issubclass(kind, FloatingPointError):
             self.wait()
 
     def save(self, contents: Mapping[str, Any]) -> None:

@@ -60,14 +60,15 @@ class ParallelTransformer(Transformer):
         counts_BT = is_target(document_ids_BT) if loss_mask_BT is None else is_target(document_ids_BT) & loss_mask_BT[:, 1:].bool()
         predicted = int(counts_BT.sum())
         here = int((mine[1] >= 0).sum()) / max(1, int((document_ids_BT >= 0).sum()))  # this worker's share of the tokens
-        local = super().forward_loss(*mine, n_targets=max(1, predicted) if n_targets is None else n_targets, share=share * here)
+        own = super().forward_loss(*mine, n_targets=max(1, predicted) if n_targets is None else n_targets, share=share * here)
         # The balancing loss is one over the square of the tokens it sees: of global counts, the worker's share counts twice.
-        parts = torch.stack((local.next_token_loss, local.load_balancing_loss * here, local.router_z, local.router_confidence))
-        next_token_loss, balance, z, confidence = _Sum.apply(parts, self.layout.workers.get_group())
+        parts = torch.stack((own.next_token_loss, own.load_balancing_loss * here, own.router_z, own.router_confidence))
+        # Clones: FSDP hangs its hooks on what comes out here, which a view would lose.
+        next_token_loss, balance, z, confidence = (part.clone() for part in _Sum.apply(parts, self.layout.workers.get_group()))
         z_weight = self.config.router_z_loss_weight
         loss = next_token_loss + balance
         return LossOutput(
-            loss + z_weight * z if z_weight else loss, next_token_loss, balance, predicted, local.tokens_per_expert_LE, confidence.detach(), z,
+            loss + z_weight * z if z_weight else loss, next_token_loss, balance, predicted, own.tokens_per_expert_LE, confidence.detach(), z,
         )  # fmt: skip
 
     def _run(self, *args: Any) -> tuple[Tensor, list[RouterStats]]:
@@ -119,3 +120,8 @@ def _deal_out(block: nn.Module, layout: Layout) -> list[nn.Parameter]:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded, on every worker."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This worker's part of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -19,7 +20,7 @@ from models.config import ModelConfig
 from models.data_order import DataOrder
 from models.parallel import sharded
 from models.parallel.layout import Layout
-from models.parallel.sharding import ParallelTransformer, shard, whole
+from models.parallel.sharding import ParallelTransformer, local, shard, whole
 from models.train_loop import MOMENTS, CheckpointInfo, LoopConfig, PackedSequences, Trainer
 
 
@@ -53,10 +54,11 @@ class ParallelTrainer(Trainer):
         self.optimizer.param_groups[:] = [{**group, "params": params} for group in self.optimizer.param_groups for params in _by_mesh(group["params"])]
 
     def _clip(self) -> Tensor:
-        """Scale all gradients by their norm over all workers and meshes; returns that norm."""
+        """Scale all gradients by their norm over all workers; returns that norm, to the last bit the same on every worker (they judge by it)."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in params])) for params in _by_mesh(parameters)]
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        squares = torch.nn.utils.get_total_norm([local(p.grad) for p in parameters]).square()  # every part lies on one worker
+        dist.all_reduce(squares, group=self.layout.workers.get_group())
+        total = squares.sqrt()
         for params in _by_mesh(parameters):
             torch.nn.utils.clip_grads_with_norm_(params, self.loop.grad_clip, total)
         return total

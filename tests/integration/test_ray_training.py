@@ -69,9 +69,9 @@ def home_of(folder: Path, head) -> Path:
     return folder
 
 
-def start(home: Path, table: Path, log: Path) -> subprocess.Popen:
+def start(home: Path, table: Path, log: Path, steps: int = STEPS, **changes) -> subprocess.Popen:
     paths = f"{REPO}:{REPO / 'tests'}"
-    return subprocess.Popen(parts.train_stage_process(home, table, STEPS), cwd=REPO, env=os.environ | {"PYTHONPATH": paths}, stdout=log.open("w"))
+    return subprocess.Popen(parts.train_stage_process(home, table, steps, **changes), cwd=REPO, env=os.environ | {"PYTHONPATH": paths}, stdout=log.open("w"))
 
 
 def finish(process: subprocess.Popen, log: Path) -> dict:
@@ -142,3 +142,30 @@ def test_two_attempts_at_once_train_once(head, table, undisturbed, tmp_path):
     lines = training.read_metrics(folder_of(home) / training.METRICS)
     assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, STEPS + 1))
     assert sum(line["event"] == "started" for line in lines) == 1
+
+
+TOGETHER = {"workers": 2, "expert_parallel": 2, "precision": "fp32"}
+
+
+def workers_of(driver: subprocess.Popen, home: Path) -> list[int]:
+    """Process ids of both workers: of the one that holds the run's lock, and of its siblings that do the same."""
+    first = psutil.Process(writer_of(home))
+    return [first.pid, *(p.pid for p in first.parent().children() if p.pid != first.pid and p.name() == first.name())]
+
+
+def test_two_workers_share_one_training_and_a_killed_one_changes_nothing(head, table, tmp_path):
+    alone, undisturbed, killed = (home_of(tmp_path / name, head) for name in ("alone", "undisturbed", "killed"))
+    one = finish(start(alone, table, tmp_path / "one", 120, precision="fp32"), tmp_path / "one")
+    two = finish(start(undisturbed, table, tmp_path / "two", 120, **TOGETHER), tmp_path / "two")
+    assert two["row"]["loss"] == pytest.approx(one["row"]["loss"], rel=1e-4)
+    assert two["row"]["held_out_loss"] == pytest.approx(one["row"]["held_out_loss"], rel=1e-4)
+    driver = start(killed, table, tmp_path / "log", 120, **TOGETHER)
+    wait_for_step(killed, 30 + int.from_bytes(os.urandom(1)) % 60, driver)
+    victims = workers_of(driver, killed)
+    assert len(victims) == 2
+    os.kill(victims[os.urandom(1)[0] % 2], signal.SIGKILL)
+    found = finish(driver, tmp_path / "log")
+    assert found["metrics"]["resumed_from_step"] >= 20
+    assert found["row"]["sha256"] == two["row"]["sha256"]
+    lines = training.read_metrics(folder_of(killed) / training.METRICS)
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 121))

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from jobs.services import run_control, training
+from jobs.services.training import TrainingRun
 from models import checkpoint
 from models.config import ModelConfig
+from models.guards import RepeatedSpikes
 from models.parallel import sharded
 from models.parallel.layout import Layout
 from models.parallel.sharding import whole
@@ -116,3 +119,30 @@ def fail_to_save(folder: str) -> list[str]:
         checkpoint.flushed, checkpoint.publish = flushed, publish
     writer.start(**trainer.contents())
     return [*said, writer.wait().name]
+
+
+def whole_run(run: str, stop_at: int = -1, spikes: tuple[int, ...] = ()) -> dict[str, Any]:
+    """A run of jobs/services/training.py, asked to stop after step ``stop_at`` and done again, or rolled back for the batches ``spikes``."""
+    todo, read, finished = TrainingRun.from_json(run), [], []
+    step = ParallelTrainer.step
+    run_control._POLL_SECONDS = 0.0
+
+    def disturbed(trainer: ParallelTrainer) -> Any:
+        if spikes and trainer.step_number == 33 and not trainer.guard.excluded:  # a checkpoint after the first of them is there: step 30
+            raise RepeatedSpikes(list(spikes), list(spikes), 1)
+        read.append(trainer.step_number)
+        found = step(trainer)
+        if found.step == stop_at and dist.get_rank() == 0:
+            run_control.request_stop(Path(todo.folder), "test")
+        return found
+
+    ParallelTrainer.step = disturbed
+    finished.append(training.train_all([todo], threads=1))
+    dist.barrier()
+    if stop_at >= 0:
+        if dist.get_rank() == 0:
+            run_control.withdraw_request(Path(todo.folder))
+        dist.barrier()
+        finished.append(training.train_all([todo], threads=1))
+    ParallelTrainer.step = step
+    return {"finished": finished, "read": read, "result": training.result_of(todo.folder)}

@@ -19,7 +19,7 @@ TIMEOUT = 240.0
 def together(logs: Path, workers: int, task: str, **arguments: Any) -> list[Any]:
     """What ``task`` (a function of tests/parallel/tasks.py) returned in each of ``workers`` processes. One that fails ends all."""
     logs.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "PYTHONPATH": f"{REPO}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    env = {**os.environ, "PYTHONPATH": f"{REPO}:{Path(__file__).parent}:{REPO / 'tests'}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     call = json.dumps({"task": task, "workers": workers, "folder": str(logs), "arguments": arguments}, default=str)
     written = [(logs / f"{task}-{rank}.log").open("w") for rank in range(workers)]
     processes = [

@@ -84,7 +84,7 @@ def test_gauntlet_data_is_identity(tmp_path):
 def test_a_field_that_came_later_changes_no_identity_until_it_is_used():
     recipe = tiny()
     mixture = Mixture(phases=(Phase(weights=(("python-code", 1.0),)),))
-    later = {"mixture", "schedule", "micro_batch_sequences", "activation_checkpointing", "compile", "balance_bias_rate", "spike_sigmas"}
+    later = {"mixture", "schedule", "micro_batch_sequences", "activation_checkpointing", "compile", "balance_bias_rate", "spike_sigmas", "expert_parallel"}
     assert set(canonical(recipe.train)) == {f.name for f in fields(recipe.train)} - later
     apart = replace(recipe, pack=replace(recipe.pack, separate_sources=True))
     mixed = replace(apart, train=replace(recipe.train, mixture=mixture))
