@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import arrow_stages
@@ -195,7 +196,7 @@ def test_a_training_without_a_written_order_counts_as_one_that_saw_it_and_an_unf
 def test_an_attempt_that_runs_on_the_old_rows_is_not_gone_until_it_ends(home):
     from jobs.services import ledger
 
-    running = ledger.Running(home, ledger.Attempt("train", "smoke", "k" * 32, None, home.stage_resources("train"), 1.0))
+    running = ledger.Running(home, ledger.Attempt("train", "smoke", "k" * 32, None, home.stage_resources("train"), time.time()))
     found = forget.forget(home, TARGET, here=True)
     assert (found["left"], found["running"], found["gone"], found["exit_status"]) == ([], [f"train {'k' * 32}"], False, 1)
     running.close("succeeded")

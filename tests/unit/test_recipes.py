@@ -38,7 +38,7 @@ def test_the_dense_twin_has_the_active_size_and_costs_the_same_flops(name):
 def test_the_recipe_for_one_h200_fits_into_it_and_leaves_room_for_a_step():
     train = recipes.load("h200").train
     room = 141e9 - sizing.state_bytes(train)
-    model, tokens = train.model, train.tokens_per_step
+    model, tokens = train.model, train.micro_batch_sequences * train.model.max_seq_len
     activations = tokens * model.n_layers * 2 * (model.top_k * (2 * model.d_model + 4 * model.ffn_hidden) + 20 * model.d_model)
     assert 70e9 < sizing.state_bytes(train) < 100e9 and activations < 0.75 * room
     assert 3e9 < model.params_total < 6e9
