@@ -18,6 +18,7 @@ import pytest
 from folder_tools import FolderTools
 from test_deduplicate import brute_jaccard, deduplicated
 
+from expectations import check
 from expectations.tables import TABLES
 from jobs import publishing, recipes, run
 from jobs.config import DeduplicateConfig
@@ -158,8 +159,16 @@ def test_three_days_at_once_each_twice_and_interrupted_follow_the_rule(spark: An
     for day in DAYS:
         cleaned(env, day, days[day])
     monkeypatch.setattr(type(spark), "stop", lambda session: None)  # a stage ends the session of its process: here all tests share one
+    one_at_a_time, evaluate = threading.Lock(), check.evaluate_files  # Great Expectations keeps its context in a global; a stage has a process of its own
+
+    def evaluated(*args: Any) -> Any:
+        with one_at_a_time:
+            return evaluate(*args)
+
+    monkeypatch.setattr(check, "evaluate_files", evaluated)
     interruptions = Interruptions(monkeypatch, random.Random(3))
     finished: dict[str, list[StageResult]] = {day: [] for day in DAYS}
+    ended: list[str] = []
 
     def work(day: str) -> None:
         for _ in range(30):
@@ -167,15 +176,19 @@ def test_three_days_at_once_each_twice_and_interrupted_follow_the_rule(spark: An
                 return
             try:
                 finished[day].append(run.run_stage(env, "deduplicate", RECIPE, interval=day))
-            except (Interrupted, CommitConflict):
+            except (Interrupted, CommitConflict) as error:
                 interruptions.steps[day] = 0
+                ended.append(f"{day}: {type(error).__name__} {error}")
+            except BaseException as error:
+                ended.append(f"{day}: {type(error).__name__} {error}")
+                raise
 
     threads = [threading.Thread(target=work, args=(day,)) for day in DAYS]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(interruptions.hit) == 3
     assert {name for _, name in interruptions.hit} == {"materialise", "publish", "record"}
-    assert [len(found) for found in finished.values()] == [2, 2, 2], "no attempt that was interrupted keeps later ones from committing"
+    assert [len(found) for found in finished.values()] == [2, 2, 2], f"an interrupted attempt keeps later ones from committing: {ended}"
     assert all(again.reused and again.outputs == first.outputs for first, again in finished.values())
 
     kept: Kept = {}
