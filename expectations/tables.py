@@ -119,7 +119,7 @@ CLEAN_DOCUMENTS = Table(
         C("scores", "string", "JSON object: every measured value by rule name"),
     ),
     "interval",
-    (between("n_bytes", 1), at_least(1)),
+    (between("n_bytes", 1), at_least(1, "warning")),
 )  # fmt: skip
 REJECTIONS = Table(
     "rejections", "one row per document and rule it broke", ("doc_id", "stage", "rule", "interval"),
@@ -164,7 +164,7 @@ REPEATED_PASSAGES = Table(
     (between("start", 0), between("characters", 1)),
 )  # fmt: skip
 UNIQUE_DOCUMENTS = Table(
-    "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1)),
+    "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1, "warning")),
 )  # fmt: skip
 CONTAMINATION = Table(  # rule and removed_characters came later: days decontaminated before have null
     "contamination", "a training document that holds words of a benchmark item", ("doc_id", "benchmark", "item_id", "interval"),
@@ -209,7 +209,7 @@ TRAINING_DOCUMENTS = Table(  # piece_starts came later: documents of days decont
         C("piece_starts", "list<int32>", "a document that was cut: where its pieces start in text, in characters; line ends part them", nullable=True),
     ),
     "interval",
-    (one_of("split", "train", "held_out"), at_least(1)),
+    (one_of("split", "train", "held_out"), at_least(1, "warning")),
 )  # fmt: skip
 SEQUENCES = Table(
     "sequences", "one packed training sequence", ("sequence_id", "interval"),
@@ -220,7 +220,7 @@ SEQUENCES = Table(
         C("n_tokens", "int32", "tokens that are not padding"), C("tokenizer_id", "string", "sha256 (first 16) of tokenizer.json"),
     ),
     "interval",
-    (between("n_tokens", 1), one_of("split", "train", "held_out"), at_least(1)),
+    (between("n_tokens", 1), one_of("split", "train", "held_out"), at_least(1, "warning")),
 )  # fmt: skip
 FUNNEL = ("landed", "rejected", "duplicate", "contaminated", "held_out", "kept")  # every landed document is one of the others
 BREAKDOWNS = (
@@ -242,7 +242,7 @@ STATISTICS = Table(
     (
         Rule("ExpectColumnPairValuesToBeEqual", {"column_A": "documents", "column_B": "counted_again", "ignore_row_if": "either_value_is_missing"}),
         one_of("what", "quarantined", *FUNNEL, *BREAKDOWNS), between("documents", 0), between("bytes", 0), between("text_bytes", 0), between("tokens", 0),
-        at_least(len(FUNNEL)),
+        at_least(len(FUNNEL), "warning"),
     ),
 )  # fmt: skip
 CHECKPOINTS = Table(

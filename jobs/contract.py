@@ -96,11 +96,13 @@ class StageOutput:
     """What a stage's ``run`` returns: rows per table (Spark DataFrame or pyarrow.Table) and small JSON metrics.
 
     ``noticed``: by (table, name of a check) what the stage saw that no rule on the rows can see; stored as a failed check of severity warning.
+    ``refused``: the same of severity error: nothing is published.
     """
 
     tables: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     noticed: dict[tuple[str, str], Any] = field(default_factory=dict)
+    refused: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class Tools(Protocol):

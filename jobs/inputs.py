@@ -35,7 +35,7 @@ class Inputs:
 
     def open(self, env: Environment, module: ModuleType, tools: Any) -> dict[str, Any]:
         """The rows themselves: Spark DataFrames or Arrow datasets by the stage's ENGINE; None for a table nobody wrote yet."""
-        opened: dict[str, Any] = {"landing": list(self.landing), "forgotten": self.forgotten} if self.landing else {}
+        opened: dict[str, Any] = {"landing": list(self.landing), "forgotten": self.forgotten} if self.landing or self.forgotten else {}
         for name, scope in module.READS.items():
             text = self.versions.get(name)
             opened[name] = None
@@ -85,7 +85,7 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
     forgotten = None
     if stage == "ingest":
         landing = landed_files(env, str(interval))
-        if not landing:
+        if not landing and not _all_forgotten(env, str(interval)):
             raise MoelineError(
                 f"Nothing has landed for {interval}: looked for files in {env.landing}/<source>/{interval}/. Put files there, or run `moeline sample-data`."
             )
@@ -95,6 +95,16 @@ def resolve_inputs(env: Environment, stage: str, module: ModuleType, recipe: Rec
         if without := tombstones.digest(env, interval):  # other days keep their identity
             identity["forgotten"] = versions["forgotten"] = without
     return Inputs(versions, identity, interval, configs, landing, forgotten)
+
+
+def _all_forgotten(env: Environment, interval: str) -> bool:
+    """Whether the day held documents and every one was forgotten: then it may be prepared without files, so that its rows go."""
+    gone = set(tombstones.of_day(env, interval))
+    before = results.newest(env, "ingest", interval=interval)
+    if not gone or before is None:
+        return False
+    held = delta.dataset(env, before.table("documents"), where_in=[interval]).to_table(columns=["doc_id"])
+    return gone.issuperset(held["doc_id"].to_pylist())
 
 
 def _open(env: Environment, name: str, where: dict[TableVersion, list[str]], engine: str, tools: Any) -> Any:

@@ -58,13 +58,12 @@ def _stage_arrow(rows: Any, table: Table, folder: Path) -> None:
 
 
 def check_staged(
-    env: Environment, stage: str, staged: Mapping[str, Path], tools: StageTools, run_key: str, interval: str | None,
-    noticed: Mapping[tuple[str, str], Any] | None = None,
+    env: Environment, stage: str, staged: Mapping[str, Path], tools: StageTools, run_key: str, interval: str | None, output: StageOutput,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate every table's rules on the staged rows and store the results; returns counts for the stage's metrics.
 
     What the stage ``noticed`` itself is stored and told as a warning, but not counted: a small day always has a rule that nothing breaks.
-    Raises CheckFailed when a rule of severity ``error`` is broken. The refused rows are moved aside and nothing is published.
+    Raises CheckFailed when a rule of severity ``error`` is broken or the stage refuses its rows itself: they are moved aside, nothing is published.
     """
     from expectations import check
 
@@ -76,6 +75,7 @@ def check_staged(
             found += [(name, result) for result in _checked(env, TABLES[name], folder)]
         else:
             found += [(name, result) for result in check.evaluate(TABLES[name], tools.spark.read.parquet(str(folder)), engine="spark")]
+    found += [(name, check.CheckResult(rule, "error", False, json.dumps(seen), 0)) for (name, rule), seen in output.refused.items()]
     broken = [(name, result) for name, result in found if not result.passed and result.severity == "error"]
     refused: Path | None = None
     if broken:
@@ -83,7 +83,7 @@ def check_staged(
         refused.mkdir(parents=True, exist_ok=True)
         for name, folder in staged.items():
             os.replace(folder, refused / name)
-    told = [(name, check.CheckResult(rule, "warning", False, json.dumps(seen), 0)) for (name, rule), seen in (noticed or {}).items()]
+    told = [(name, check.CheckResult(rule, "warning", False, json.dumps(seen), 0)) for (name, rule), seen in output.noticed.items()]
     now = dt.datetime.now(dt.UTC)
     rows = [
         {

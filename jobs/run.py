@@ -100,7 +100,7 @@ def _compute(
         metrics = dict(output.metrics)
         staged = stage_rows(env, module, output, tools, interval, key)
         with running.phase("checks"):
-            metrics.update(check_staged(env, stage, staged, tools, key, interval, output.noticed))
+            metrics.update(check_staged(env, stage, staged, tools, key, interval, output))
         with turn(env, module):
             versions = publish_staged(
                 env, module, staged, resolved, {"run_key": key, "code_revision": code_revision(), "stage": stage, "config": repr(config)[:4000]}

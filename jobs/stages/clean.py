@@ -24,6 +24,7 @@ WRITES = ("clean_documents", "rejections")
 REVISION = 2
 
 _BATCH_BYTES = 4 << 20
+_ALL_BY_CHANCE = 100  # so many documents are not all poor by chance
 _JUDGED = (
     "doc_id string, source string, uri string, licence string, text string, n_bytes bigint, scores string, "
     "broken array<struct<rule:string,value:double,threshold:double,detail:string>>"
@@ -64,7 +65,14 @@ def run(config: CleanConfig, inputs: Mapping[str, Any], tools: Tools) -> StageOu
     metrics = {**_metrics(judged, chosen), "redacted": _redacted(judged, redacted)}
     dead = metrics["rules_without_rejection"]
     noticed = {("rejections", "EveryRuleRejectsSomething"): {"rules_without_rejection": dead, "documents": metrics["documents"]}} if dead else {}
-    return StageOutput({"clean_documents": kept, "rejections": rejections}, metrics, noticed)
+    return StageOutput({"clean_documents": kept, "rejections": rejections}, metrics, noticed, _refused(metrics))
+
+
+def _refused(metrics: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """A day may end without a document (its few were poor, or it was forgotten); rules that reject everything of a larger one are misconfigured."""
+    if metrics["kept"] or metrics["documents"] < _ALL_BY_CHANCE:
+        return {}
+    return {("clean_documents", "SomethingIsKept"): {"documents": metrics["documents"], "rejected_by_rule": metrics["rejected_by_rule"]}}
 
 
 def _metrics(judged: Any, chosen: Mapping[str, tuple[rules.Rule, ...]]) -> dict[str, Any]:

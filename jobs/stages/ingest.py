@@ -47,7 +47,7 @@ def run(config: IngestConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
 
     landed = list(inputs.get("landing") or ())
     files = [file for file in landed if not config.sources or file.source in config.sources]
-    if not files:
+    if not files and not (inputs.get("forgotten") and not landed):  # a day of which every document was forgotten may have lost its files
         folder = f"landing/{{{','.join(config.sources)}}}" if config.sources else "landing/<source>"
         raise MoelineError(
             f"Nothing has landed for {tools.interval}: looked for files in {folder}/{tools.interval}/, found {len(landed)} file(s) of other sources. "
@@ -58,7 +58,7 @@ def run(config: IngestConfig, inputs: Mapping[str, Any], tools: Tools) -> StageO
     forgotten = inputs.get("forgotten")
     refused = (forgotten.doc_ids, forgotten.uris) if forgotten else (frozenset(), frozenset())
     read_files = partial(_read_files, text_column=config.text_column, max_bytes=config.max_document_bytes, refused=refused)
-    records = tools.materialise(descriptors.repartition(min(len(files), _MAX_TASKS)).mapInArrow(read_files, _RECORDS))
+    records = tools.materialise(descriptors.repartition(max(1, min(len(files), _MAX_TASKS))).mapInArrow(read_files, _RECORDS))
     tools.progress(len(files), len(files), "files read")
 
     good = records.where("error IS NULL")

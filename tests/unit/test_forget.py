@@ -221,6 +221,20 @@ def test_a_held_out_document_takes_its_items_and_their_answers_with_it(home):
     assert results.newest(home, "review").inputs["responses"] == now.outputs["responses"]
 
 
+def test_a_day_that_is_forgotten_whole_may_have_lost_its_files_any_other_keeps_its_rows(home):
+    for file in (home.landing / "web" / OTHER).iterdir():
+        file.unlink()
+    ids = [doc_id("web", f"u:3-{n}", f"plain text {n} of another day") for n in range(3)]
+    for one in ids[:2]:
+        with pytest.raises(MoelineError, match=f"Nothing has landed for {OTHER}"):
+            forget.forget(home, one, here=True)
+    assert {r["doc_id"] for r in delta.rows(home, "documents") if r["interval"] == OTHER} == set(ids)
+    found = forget.forget(home, ids[2], here=True)
+    assert (found["gone"], found["prepared_again"], found["to_do"]) == (True, [f"smoke {OTHER}"], [])
+    assert not [r for name in ("documents", "training_documents", "sequences") for r in delta.rows(home, name) if r["interval"] == OTHER]
+    assert [forget.forget(home, one, here=True)["gone"] for one in ids] == [True, True, True]  # the first two were stopped before answers went
+
+
 class Killed(BaseException):
     pass
 

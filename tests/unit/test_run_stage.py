@@ -114,6 +114,23 @@ def test_what_a_stage_noticed_is_a_stored_warning_and_refuses_nothing(env, stage
     assert [(row["severity"], row["passed"], row["stage"]) for row in stored] == [("warning", False, "train")]
 
 
+def test_what_a_stage_refuses_itself_is_a_stored_error_and_publishes_nothing(env, stage):
+    module = stage(fake_train())
+    execute = module.run
+
+    def refuse(config, inputs, tools):
+        output = execute(config, inputs, tools)
+        output.refused["checkpoints", "SomethingIsKept"] = {"documents": 100}
+        return output
+
+    module.run = refuse
+    with pytest.raises(CheckFailed, match=r'1 data checks of stage train failed; nothing was published.\n  checkpoints: SomethingIsKept: .*"documents": 100'):
+        run.run_stage(env, "train", RECIPE)
+    assert delta.latest(env, "checkpoints") is None and len(list((env.warehouse / "_refused/train").rglob("*.parquet"))) == 1
+    stored = [row for row in delta.rows(env, "checks") if row["rule"] == "SomethingIsKept"]
+    assert [(row["severity"], row["passed"], row["stage"]) for row in stored] == [("error", False, "train")]
+
+
 def test_a_stage_that_breaks_is_priced_and_leaves_nothing(env, stage):
     def boom():
         raise RuntimeError("boom\nsecond line")
