@@ -117,7 +117,8 @@ class DecontaminateConfig:
     ``share`` of the item's ``share_words``-grams). ``rules`` names others by benchmark or pattern (``mmlu*``); the first that fits counts.
     What more than ``max_documents`` documents of the day hold is boilerplate (licence headers) and costs no document its place.
     ``action``: ``drop_document``, or ``cut_passage`` with GPT-3's numbers: the match goes with ``cut_characters`` on each side, pieces under
-    ``min_piece_characters`` go, and so does a document that falls into more than ``max_pieces``.
+    ``min_piece_characters`` go, and so does a document that falls into more than ``max_pieces``. ``actions`` names others as ``rules`` does; a
+    document that has to pay for several benchmarks is dropped when one of them asks for it.
     """
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
@@ -131,13 +132,15 @@ class DecontaminateConfig:
     cut_characters: int = field(default=200, metadata=ADDED)
     min_piece_characters: int = field(default=200, metadata=ADDED)
     max_pieces: int = field(default=10, metadata=ADDED)
+    actions: tuple[tuple[str, str], ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self) -> None:
         for rule in (self.rule, *(rule for _, rule in self.rules)):
             if rule not in DECONTAMINATION_RULES:
                 raise MoelineError(f"A decontamination rule is {' or '.join(DECONTAMINATION_RULES)}, not {rule!r}.")
-        if self.action not in DECONTAMINATION_ACTIONS:
-            raise MoelineError(f"The action of decontamination is {' or '.join(DECONTAMINATION_ACTIONS)}, not {self.action!r}.")
+        for action in (self.action, *(action for _, action in self.actions)):
+            if action not in DECONTAMINATION_ACTIONS:
+                raise MoelineError(f"The action of decontamination is {' or '.join(DECONTAMINATION_ACTIONS)}, not {action!r}.")
         least = {"ngram_words": 1, "share_words": 1, "max_documents": 0, "cut_characters": 0, "min_piece_characters": 1, "max_pieces": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -148,6 +151,14 @@ class DecontaminateConfig:
     def rule_of(self, benchmark: str) -> str:
         """The rule that acts for a benchmark."""
         return next((rule for pattern, rule in self.rules if fnmatchcase(benchmark, pattern)), self.rule)
+
+    def action_of(self, benchmark: str) -> str:
+        """What a benchmark asks of the documents that contaminate it."""
+        return next((action for pattern, action in self.actions if fnmatchcase(benchmark, pattern)), self.action)
+
+    @property
+    def may_cut(self) -> bool:
+        return "cut_passage" in (self.action, *(action for _, action in self.actions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,12 +53,12 @@ def tokens_at(text: str, table: Punctuation | None = None) -> tuple[list[str], n
 
 
 def check_names(config: DecontaminateConfig, benchmarks: Collection[str]) -> None:
-    """Raises MoelineError when a rule names a benchmark that is not in use: it would silently never act."""
-    for pattern, rule in config.rules:
+    """Raises MoelineError when a rule or an action names a benchmark that is not in use: it would silently never act."""
+    for pattern, asked in (*((name, f"rule {rule}") for name, rule in config.rules), *((name, f"action {action}") for name, action in config.actions)):
         if not any(fnmatchcase(name, pattern) for name in benchmarks):
             nearest = difflib.get_close_matches(pattern, sorted(benchmarks), n=1, cutoff=0.0)
             hint = f"; the closest one in use is {nearest[0]!r}" if nearest else "; none is in use"
-            raise MoelineError(f"Decontamination is asked to use rule {rule} for {pattern!r}, which is no benchmark of suite {config.suite.name}{hint}.")
+            raise MoelineError(f"Decontamination is asked to use {asked} for {pattern!r}, which is no benchmark of suite {config.suite.name}{hint}.")
 
 
 def _batched(texts: Iterable[tuple[str, str, str]], size: int) -> Iterator[list[tuple[str, str, str]]]:
@@ -208,7 +208,7 @@ def item_rows(
             {
                 "benchmark": item[0], "item_id": item[1], "rule": rule, "acts": acts, "n_ngrams": n, "share": len(found) / n, "threshold": threshold,
                 "contaminated": rule == "ngram" or len(found) / n >= threshold, "documents": alone,
-                "action": config.action if acts and is_acted_on(config, rule, alone) else "none",
+                "action": config.action_of(item[0]) if acts and is_acted_on(config, rule, alone) else "none",
                 "still_trains": bool(still) and len(still) / n >= threshold, "left": still,
             }
         )  # fmt: skip

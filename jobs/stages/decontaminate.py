@@ -45,8 +45,8 @@ _SHIPPED_NGRAMS = 2_000_000  # 16 MB of hashes travel with the function; more ar
 
 @dataclass(frozen=True)
 class _Found:
-    """What a day's documents hold. ``acting``: (rule, benchmark, item_id, doc_id, characters, ngram) of every document that contaminates an item alone
-    and pays for it; ``documents``: how many contaminate an item alone, paying or not."""
+    """What a day's documents hold. ``acting``: (rule, benchmark, item_id, doc_id, characters, ngram, action asked) of every document that contaminates an item
+    alone and pays for it; ``documents``: how many contaminate an item alone, paying or not."""
 
     hits: DataFrame
     ngrams: DataFrame  # (rule, hash, benchmark, item_id, n) of the items that may be contaminated
@@ -69,7 +69,7 @@ def run(config: DecontaminateConfig, inputs: Mapping[str, Any], tools: Tools) ->
     items = {"ngram": ItemNgrams(texts, config.ngram_words), "share": ItemNgrams(texts, config.share_words, first_only=True)}
     found = _search(documents.select("doc_id", "text"), items, config, tools)
     tools.progress(2, 4, "contaminated documents")
-    cut = _cut_documents(documents, found, config, tools) if config.action == "cut_passage" else None
+    cut = _cut_documents(documents, found, config, tools) if config.may_cut else None
     contamination = tools.materialise(_contamination(found, cut, tools))
     rows = _item_rows(found, contamination, cut, items, config, tools)
     metrics = _metrics(documents, contamination) | {
@@ -78,7 +78,7 @@ def run(config: DecontaminateConfig, inputs: Mapping[str, Any], tools: Tools) ->
         "contaminated_items": dict(Counter(row["rule"] for row in rows if row["contaminated"])),
         "contaminated_items_still_training": dict(Counter(row["rule"] for row in rows if row["still_trains"])),
     }  # fmt: skip
-    tools.progress(3, 4, f"{metrics['contaminated_documents']} of {metrics['documents']} documents: {config.action}")
+    tools.progress(3, 4, f"{metrics['contaminated_documents']} of {metrics['documents']} documents dropped or cut")
     tables = {"training_documents": _training(documents, contamination, cut, held_out, tools), "contamination": contamination}
     return StageOutput(tables | {"contaminated_items": _arrow("contaminated_items", rows), "benchmark_items": _arrow("benchmark_items", own)}, metrics)
 
@@ -122,8 +122,8 @@ def _search(texts: DataFrame, items: Mapping[str, ItemNgrams], config: Decontami
     ngrams = _frame(named, "rule string, hash bigint, benchmark string, item_id string, n bigint", tools)
     alone = tools.materialise(_alone(hits.where("not held"), ngrams, config.share))
     documents = {(r["rule"], r["benchmark"], r["item_id"]): r["count"] for r in alone.groupBy("rule", "benchmark", "item_id").count().collect()}
-    paid = [key for key, n in sorted(documents.items()) if config.rule_of(key[1]) == key[0] and is_acted_on(config, key[0], n)]
-    acting = alone.join(f.broadcast(_frame(paid, "rule string, benchmark string, item_id string", tools)), ["rule", "benchmark", "item_id"], "left_semi")
+    paid = [(*key, config.action_of(key[1])) for key, n in sorted(documents.items()) if config.rule_of(key[1]) == key[0] and is_acted_on(config, key[0], n)]
+    acting = alone.join(f.broadcast(_frame(paid, "rule string, benchmark string, item_id string, action string", tools)), ["rule", "benchmark", "item_id"])
     hashes = np.array([row["hash"] for row in rare.values()], np.int64).view(np.uint64)
     return _Found(hits, ngrams, hashes, len(counted) - len(rare), {match[1:] for match in matches}, acting, documents)
 
@@ -233,6 +233,7 @@ def _cut_documents(documents: DataFrame, found: _Found, config: DecontaminateCon
     """(doc_id, pieces, piece_starts, removed_characters) of every document that has to pay; no pieces: nothing is left of it."""
     from pyspark.sql import functions as f
 
+    dropped = found.acting.where("action = 'drop_document'").select("doc_id", f.col("characters").cast("bigint").alias("removed_characters")).distinct()
     marked = found.hits.join(found.ngrams, ["rule", "hash"]).join(found.acting, ["rule", "benchmark", "item_id", "doc_id"], "left_semi")
     wanted = marked.groupBy("doc_id").agg(*(f.collect_set(f.when(f.col("rule") == rule, f.col("hash"))).alias(rule) for rule in ("ngram", "share")))
     lengths = {"ngram": config.ngram_words, "share": config.share_words}
@@ -241,7 +242,10 @@ def _cut_documents(documents: DataFrame, found: _Found, config: DecontaminateCon
         for batch in batches:
             yield _cut(batch, lengths, config)
 
-    return tools.materialise(documents.select("doc_id", "text").join(wanted, "doc_id").mapInArrow(cut, _CUT))
+    # One benchmark that asks for the whole document is enough, and then nothing of it is cut for the others.
+    texts = documents.select("doc_id", "text").join(wanted, "doc_id").join(dropped, "doc_id", "left_anti")
+    nothing = (f.array().cast("array<string>").alias("pieces"), f.array().cast("array<int>").alias("piece_starts"))
+    return tools.materialise(texts.mapInArrow(cut, _CUT).unionByName(dropped.select("doc_id", *nothing, "removed_characters")))
 
 
 def _cut(batch: pa.RecordBatch, lengths: Mapping[str, int], config: DecontaminateConfig) -> pa.RecordBatch:
@@ -267,7 +271,7 @@ def _contamination(found: _Found, cut: DataFrame | None, tools: Tools) -> DataFr
 
     removed = f.col("characters").cast("bigint")
     if cut is None:
-        rows = found.acting.withColumns({"action": f.lit("drop_document"), "removed_characters": removed})
+        rows = found.acting.withColumn("removed_characters", removed)
     else:
         action = f.when(f.size("pieces") > 0, "cut_passage").otherwise("drop_document")
         rows = found.acting.join(cut, "doc_id").withColumn("action", action)

@@ -54,7 +54,7 @@ def pieces_of(text: str, spans: list[tuple[int, int]], around: int, least: int, 
 
 def decontaminated(
     documents: Mapping[str, str], held_out: set[str], items: Mapping[tuple[str, str], list[str]], rule_of: Callable[[str], str], *,
-    ngram_words: int, share_words: int, share: float, max_documents: int, action: str, around: int, least: int, most: int,
+    ngram_words: int, share_words: int, share: float, max_documents: int, action_of: Callable[[str], str], around: int, least: int, most: int,
 ) -> Day:  # fmt: skip
     """``items``: the texts of every item, the running text first."""
     lengths, day = {"ngram": ngram_words, "share": share_words}, Day()
@@ -79,7 +79,9 @@ def decontaminated(
     for d, text in documents.items():
         if d not in spans:
             day.training[d] = [text]
-        elif action == "cut_passage" and (pieces := pieces_of(text, spans[d], around, least, most)):
+        elif all(action_of(benchmark) == "cut_passage" for payer, benchmark, _ in payers if payer == d) and (
+            pieces := pieces_of(text, spans[d], around, least, most)
+        ):
             day.training[d] = pieces
     for (d, benchmark, item_id), rule in payers.items():
         kept = sum(map(len, day.training.get(d, [])))
@@ -97,6 +99,6 @@ def decontaminated(
             "acts": rule_of(benchmark) == rule, "n_ngrams": len(grams), "share": len(held) / len(grams), "documents": len(alone), "left": left,
             "contaminated": rule == "ngram" or len(held) / len(grams) >= limit - 1e-9,
             "still_trains": bool(left) and len(left) / len(grams) >= limit - 1e-9,
-            "action": action if rule_of(benchmark) == rule and any(acted) else "none",
+            "action": action_of(benchmark) if rule_of(benchmark) == rule and any(acted) else "none",
         }  # fmt: skip
     return day

@@ -27,6 +27,8 @@ SMALL = DecontaminateConfig(  # small numbers, so that random texts of a few wor
     suite=SuiteConfig(own_data_tasks=(), symbolic_tasks=()), ngram_words=4, share_words=3, max_documents=3, cut_characters=6, min_piece_characters=12,
     max_pieces=4,
 )  # fmt: skip
+BY_BENCHMARK = {"action": "drop_document", "actions": (("fact*", "cut_passage"), ("facts", "drop_document"))}  # the first that fits counts
+ASKED = {"facts": "cut_passage", "quiz": "drop_document"}
 VOCABULARY = [*(f"w{i}" for i in range(60)), "Größe", "İstanbul", "ΣΑΣ", "東京", "e\u0301a"]
 MARKS = ["—", "...", "«", "!?"]
 GAPS = [" ", "\n", "\t", "\u00a0", "  "]
@@ -92,18 +94,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
 
 def expected(documents: dict[str, str], items: dict[tuple[str, str], list[str]], config: DecontaminateConfig) -> Day:
     numbers = {"ngram_words": config.ngram_words, "share_words": config.share_words, "share": config.share, "max_documents": config.max_documents}
-    cutting = {"action": config.action, "around": config.cut_characters, "least": config.min_piece_characters, "most": config.max_pieces}
     rules = dict(config.rules)
+    cutting = {
+        "action_of": lambda name: ASKED[name] if config.actions else config.action,
+        "around": config.cut_characters,
+        "least": config.min_piece_characters,
+        "most": config.max_pieces,
+    }
     return by_hand(documents, {d for d in documents if is_held_out(d)}, items, lambda name: rules.get(name, config.rule), **numbers, **cutting)
 
 
-@pytest.mark.parametrize("action", ["drop_document", "cut_passage"])
+@pytest.mark.parametrize("action", ["drop_document", "cut_passage", "by_benchmark"])
 @pytest.mark.parametrize("rules", [{}, {"rule": "share", "rules": (("quiz", "ngram"),)}], ids=["ngram", "both"])
 def test_a_day_is_what_brute_force_makes_of_it(corpus: Any, spark: Any, tmp_path: Path, rules: dict[str, Any], action: str) -> None:
     from folder_tools import FolderTools
 
     folder, documents, items = corpus
-    config = replace(SMALL, action=action, **rules)
+    config = replace(SMALL, **(BY_BENCHMARK if action == "by_benchmark" else {"action": action}), **rules)
     found = decontaminated(FolderTools(tmp_path, spark, gauntlet_data=str(folder)), documents, None, config)
     day = expected(documents, items, config)
     assert {r["doc_id"]: split_pieces(r["text"], r["piece_starts"]) for r in found.training_documents} == day.training
@@ -119,9 +126,12 @@ def test_a_day_is_what_brute_force_makes_of_it(corpus: Any, spark: Any, tmp_path
     ours = [row for row in day.items.values() if row["acts"]]
     assert len(day.contamination) > 20 and found.metrics["boilerplate_ngrams"] > 2 and any(row["action"] == "none" for row in day.items.values())
     assert any(row["still_trains"] for row in day.items.values()) and any(not row["still_trains"] for row in ours)
-    if action == "cut_passage":
+    if action == "by_benchmark":
+        paid = {d: {b for payer, b, _ in day.contamination if payer == d} for d, _, _ in day.contamination}
+        assert {"facts", "quiz"} in paid.values() and all(d not in day.training for d, benchmarks in paid.items() if "quiz" in benchmarks)
+    if action != "drop_document":
         assert {done for _, done, _ in day.contamination.values()} == {"cut_passage", "drop_document"}
-        assert max(len(parts) for parts in day.training.values()) > 2
+        assert action == "by_benchmark" or max(len(parts) for parts in day.training.values()) > 2
     if rules:
         assert {rule for rule, _, _ in day.contamination.values()} == {"ngram", "share"}
         assert any(row["contaminated"] and not row["documents"] for row in ours), "no item that only all documents together hold"
@@ -167,5 +177,6 @@ def test_a_rule_for_a_benchmark_that_is_not_in_use_stops_the_stage(corpus: Any, 
     from folder_tools import FolderTools
 
     tools = FolderTools(tmp_path, spark, gauntlet_data=str(corpus[0]))
-    with pytest.raises(MoelineError, match="'quizz', which is no benchmark of suite moeline-v1; the closest one in use is 'quiz'"):
-        decontaminated(tools, {"t1": "text"}, None, replace(SMALL, rules=(("quizz", "share"),)))
+    for asked in ({"rules": (("quizz", "share"),)}, {"actions": (("quizz", "cut_passage"),)}):
+        with pytest.raises(MoelineError, match="'quizz', which is no benchmark of suite moeline-v1; the closest one in use is 'quiz'"):
+            decontaminated(tools, {"t1": "text"}, None, replace(SMALL, **asked))
