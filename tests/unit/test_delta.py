@@ -1,10 +1,11 @@
-"""Publishing on real Delta tables, read back by delta-rs and by DuckDB."""
+"""Publishing on real Delta tables, read back by delta-rs, by DuckDB and by Polars."""
 
 import json
 import threading
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +106,19 @@ def test_duckdb_reads_the_same_rows(env, tmp_path):
     files = [f.removeprefix("file://") for f in delta.open_table(env, "fingerprints", version.version).file_uris()]
     found = duckdb.execute("select interval, count(*), sum(hash) from read_parquet(?, hive_partitioning=true) group by 1 order by 1", [files]).fetchall()
     assert [(str(day), n, total) for day, n, total in found] == [("2026-01-01", 2, 1), ("2026-01-02", 7, 21)]
+
+
+def test_polars_opens_the_table_and_its_older_versions(env, tmp_path):
+    publish(env, tmp_path, "2026-01-01", 3)
+    before = publish(env, tmp_path, "2026-01-02", 7)
+    publish(env, tmp_path, "2026-01-01", 2)
+
+    def counted(version: int | None) -> list[tuple[str, int, int]]:
+        rows = pl.scan_delta(delta.uri(env, "fingerprints"), version=version)
+        return rows.group_by("interval").agg(pl.len(), pl.col("hash").sum()).sort("interval").collect().rows()
+
+    assert counted(None) == [("2026-01-01", 2, 1), ("2026-01-02", 7, 21)]
+    assert counted(before.version) == [("2026-01-01", 3, 3), ("2026-01-02", 7, 21)]
 
 
 def test_commit_carries_the_run_key(env, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -85,15 +89,8 @@ def built(tmp_path_factory) -> Path:
         run.run_stage(env, "evaluate", RECIPE)
         run.run_stage(env, "review", RECIPE)
     lineage = {"stages": {"train": {"run_key": keys[0]}}}
-    registered = {
-        "model_name": "moeline",
-        "model_version": "3",
-        "aliases": [],
-        "promoted": False,
-        "gates": "[]",
-        "moved_by": "x",
-        "lineage": json.dumps(lineage),
-    }
+    registered = {"model_name": "moeline", "model_version": "3", "aliases": [], "promoted": False, "gates": "[]", "moved_by": "x"}
+    registered["lineage"] = json.dumps(lineage)
     folder = env.home / "staged"
     folder.mkdir()
     columns = pa.schema([f for f in delta.arrow_schema(TABLES["registrations"]) if f.name != "run_key"])
@@ -291,6 +288,35 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(home, monkeypatch, unint
     assert contents(home) == rows
     assert found["trainings"] == told["trainings"] and found["days"] == told["days"]
     assert not any(HELD_TEXT in str(pq.ParquetFile(f).read().to_pylist()) for f in home.warehouse.rglob("*.parquet") if "_delta_log" not in f.parts)
+
+
+KILLED = """
+import sys
+import pytest
+from test_forget import HELD, Environment, arrow_pipeline, forget
+with pytest.MonkeyPatch.context() as patch:
+    arrow_pipeline(patch)
+    print("ready", flush=True)
+    forget.forget(Environment.load("local", sys.argv[1]), HELD, here=True)
+"""
+
+
+def test_killed_by_the_system_again_and_again_it_ends_the_same(home, uninterrupted):
+    """SIGKILL, at later and later moments of the same home, until a process comes to its end by itself."""
+    _, rows, told = uninterrupted
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command, killed = [sys.executable, "-c", KILLED, str(home.home)], 0
+    for wait in (0.15, 0.4, 0.8, 60.0):
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            assert child.stdout.readline() == b"ready\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(wait)
+            child.kill()
+        killed += child.returncode == -signal.SIGKILL
+    assert killed >= 1 and child.returncode == 0
+    found = forget.forget(home, HELD, here=True)  # pids of killed processes are no running attempts
+    assert (found["gone"], found["prepared_again"], found["removed_files"]) == (True, [], 0)
+    assert contents(home) == rows and found["trainings"] == told["trainings"]
 
 
 def test_asked_twice_it_changes_nothing_more(home):
