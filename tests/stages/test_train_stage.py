@@ -120,15 +120,18 @@ def test_a_retry_after_the_end_trains_nothing_and_reports_the_same(trained):
 
 def test_a_training_that_ended_for_its_budget_is_a_row_like_any_other_and_says_why(tmp_path):
     tools = parts.TrainingTools(tmp_path, spending=Spending(limit=3.0, forecast=0.5, earlier=0.25, kept=0.25))
-    table, config = parts.sequences(tmp_path / "table"), parts.small_train(tokens=3000 * 8 * parts.SEQ_LEN)
+    table, config = parts.sequences(tmp_path / "table"), parts.small_train(tokens=20_000 * 8 * parts.SEQ_LEN)
     data = training_data.write(table, tmp_path / "sequences")
     folder = tools.artifact_dir(f"checkpoints/{tools.run_key}")
-    allowance = run_control.Allowance(2.0, 1.0, time.time(), limit_usd=3.0)
+    began = time.time()
+    training.train_all([training.TrainingRun(str(tmp_path / "few"), data.folder, parts.small_train(tokens=10 * 8 * parts.SEQ_LEN))], threads=1)
+    enough = 2 * (time.time() - began)  # for the first steps, however busy the machine is
+    allowance = run_control.Allowance(enough, 1.0, time.time(), limit_usd=3.0)
     training.train_all([training.TrainingRun(folder, data.folder, config, allowance=allowance)], threads=1)
     output = train.run(config, {"sequences": table}, tools)  # finds it ended: the budget is what it was
     (row,) = output.tables["checkpoints"].to_pylist()
-    assert (output.metrics["ended_early"], output.metrics["steps_planned"], output.metrics["budget_usd"]) == ("budget", 3000, 3.0)
-    assert 0 < row["step"] == output.metrics["steps"] < 3000
+    assert (output.metrics["ended_early"], output.metrics["steps_planned"], output.metrics["budget_usd"]) == ("budget", 20_000, 3.0)
+    assert 0 < row["step"] == output.metrics["steps"] < 20_000
     assert row["tokens"] == row["step"] * 8 * parts.SEQ_LEN and row["held_out_loss"] > 0
     assert checkpoint.verify(Path(tools.artifact_dir(row["uri"]))) == row["sha256"]
 
