@@ -1,4 +1,5 @@
 """moeline forecast fit: what a larger run will reach, from a CSV of anyone's runs. moeline forecast show: a recorded forecast beside its outcome.
+plan and calibration have files of their own (proxy_plan.py, calibration.py).
 
 The file has one row per finished run: params, tokens, loss, for mixtures of experts also active_params, and any number of task columns with
 accuracies. The laws and their choice are in models/scaling_selection.py.
@@ -17,7 +18,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 
-ABOUT = "What a larger run will reach: fitted to anyone's finished runs (fit), or as it was forecast here and came out (show, calibration)."
+ABOUT = "What a larger run will reach: fitted to anyone's finished runs (fit), from which proxies (plan), or as it was forecast here (show, calibration)."
 _REQUIRED = ("params", "tokens", "loss")
 _LABELS = ("run", "name", "model", "seed", "date")
 _OWN_LOSS = ".loss"
@@ -42,10 +43,20 @@ _FIT_EXAMPLE = """example:
 reading the table: "naive" is the best run so far, unchanged. "miss" is the mean error on the held-out runs, "naive miss" that of the naive
 forecast there; where the first is not smaller, the forecast has not earned your trust and a note says so.
 """
+_PLAN = """Chooses proxies (widths and tokens) of a recipe so that the forecast of its training is as sure as a budget can make it.
+
+Every set of proxies is judged by the interval that laws fitted to it would have at the target: small and short proxies steady the fit, and the largest
+one is as large as the rest of the money allows. Proxies of this recipe that are finished cost nothing and are used first. The same recipe and records
+give the same plan. Nothing is trained.
+"""
+_PLAN_EXAMPLE = """example:
+  moeline forecast plan --recipe h200 --share 0.05
+  moeline forecast plan --recipe small_cpu --budget 0.20 --as-recipe small_cpu-planned
+"""
 
 
 def add_to(found: argparse.ArgumentParser) -> None:
-    """Add ``fit``, ``show`` and ``calibration`` to the parser of ``moeline forecast``."""
+    """Add ``fit``, ``plan``, ``show`` and ``calibration`` to the parser of ``moeline forecast``."""
     actions = found.add_subparsers(dest="forecast_action", required=True, metavar="ACTION")
     kept = argparse.SUPPRESS  # `moeline forecast --json fit` and `moeline forecast fit --json` are the same
     common = argparse.ArgumentParser(add_help=False)
@@ -64,14 +75,36 @@ def add_to(found: argparse.ArgumentParser) -> None:
     about = "Were the forecasts right as often as they said? Coverage, bias and sharpness over every registered forecast that came out."
     judged = actions.add_parser("calibration", parents=[common], help="coverage, bias and sharpness of all past forecasts", description=about)
     judged.add_argument("--svg", metavar="FILE", help="also write the picture of it")
-    for reads_tables in (show, judged):
+    for reads_tables in (_add_plan(actions, common), show, judged):
         reads_tables.add_argument("--env", default=kept, help="environment in infra/env, or a .toml file")
         reads_tables.add_argument("--home", default=kept, help="folder of tables, landing zone, logs and state")
 
 
+def _add_plan(actions: Any, common: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    plan: argparse.ArgumentParser = actions.add_parser(
+        "plan", parents=[common], help="the proxies that best constrain a recipe's forecast", description=_PLAN, epilog=_PLAN_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    plan.add_argument("--recipe", required=True, metavar="R", help="whose training is to be forecast (moeline recipes)")
+    money = plan.add_mutually_exclusive_group()
+    money.add_argument("--share", type=float, metavar="S", help="of the training's FLOPs that proxies may take (default: 0.1)")
+    money.add_argument("--budget", type=float, metavar="USD", help="dollars for proxies, their launch included, by what proxies took here")
+    plan.add_argument(
+        "--as-recipe", metavar="NAME", help="keep the recipe with these proxies under this name; `moeline stage forecast --recipe NAME` trains them"
+    )
+    return plan
+
+
 def act(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
-    """Run ``fit``, ``show`` or ``calibration``; prints a table where no JSON is asked for."""
-    if arguments.forecast_action == "show":
+    """Run ``fit``, ``plan``, ``show`` or ``calibration``; prints a table where no JSON is asked for."""
+    if arguments.forecast_action == "plan":
+        from jobs import proxy_plan, recipes
+
+        recipe = recipes.load(arguments.recipe, home=env.home)
+        found, text = proxy_plan.plan(env, recipe, share=arguments.share, budget_usd=arguments.budget), proxy_plan.render
+        if arguments.as_recipe:
+            proxy_plan.as_own_recipe(env, recipe, found, arguments.as_recipe)
+    elif arguments.forecast_action == "show":
         found, text = show(env, arguments.run), render_shown
     elif arguments.forecast_action == "calibration":
         from jobs import calibration, calibration_plot
@@ -245,7 +278,7 @@ def _notes(points: Sequence[Any], target: Any, found: Mapping[str, Any], tasks: 
     return notes
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as their longest cell; whatever a file's header holds is made printable."""
     plain = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (headings, *rows)]
     widths = [max(len(row[i]) for row in plain) for i in range(len(headings))]
@@ -264,7 +297,7 @@ def render(found: Mapping[str, Any]) -> str:
         rows.append([name, f"{f['predicted']:.4f}", f"{f['low']:.4f} to {f['high']:.4f}", f"{f['naive']:.4f}", f"{100 * miss:.2f}", f"{100 * naive_miss:.2f}"])
     lines += [
         "",
-        *_table(("", "forecast", "95 % interval", "naive", "miss", "naive miss"), rows),
+        *table(("", "forecast", "95 % interval", "naive", "miss", "naive miss"), rows),
         "(miss: loss in %, tasks in points, on the held-out runs)",
         "",
     ]
@@ -310,5 +343,5 @@ def render_shown(found: Mapping[str, Any]) -> str:
         return [row["metric"], f"{row['predicted']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}", f"{row['naive']:.4f}", outcome, error, inside]
 
     lines = [f"Forecast of {found['run_id']} (recipe {found['recipe']}), registered before launch as {str(found['content_hash'])[:12]}", ""]
-    table = _table(("", "forecast", "95 % interval", "naive", "outcome", "error", ""), [cells(row) for row in found["metrics"]])
-    return "\n".join([*lines, *table]) + "\n"
+    lines += table(("", "forecast", "95 % interval", "naive", "outcome", "error", ""), [cells(row) for row in found["metrics"]])
+    return "\n".join(lines) + "\n"

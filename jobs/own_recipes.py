@@ -1,4 +1,4 @@
-"""Recipes that are files: what one changes of a built-in recipe (tokens, sources, mixture, budget), in ``<home>/recipes/NAME.json``.
+"""Recipes that are files: what one changes of a built-in recipe (tokens, sources, mixture, budget, proxies), in ``<home>/recipes/NAME.json``.
 
 Change here: what such a file may say, how it is written and read. Not here: the built-in recipes (jobs/recipes.py), what is proposed
 (jobs/proposals.py). A file is written by whoever may write to the home and is trusted with nothing else: every field is checked.
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs import recipes, sizing
-from jobs.config import Recipe
+from jobs import proxies, recipes, sizing
+from jobs.config import Recipe, TrainConfig
 from jobs.contract import MoelineError
 from models.mixture import Mixture, Phase
 
@@ -25,8 +25,9 @@ MAX_BYTES = 64 << 10
 MAX_TOKENS = 10**15
 MAX_USD = 1e12
 MAX_WHY = 2000
-_KEYS = ("base", "tokens", "sources", "mixture", "budget_usd", "why")
+_KEYS = ("base", "tokens", "sources", "mixture", "budget_usd", "why", "proxies")
 MAX_SOURCES = 1000
+MAX_PROXIES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class OwnRecipe:
     """What is asked of ``base`` (a built-in recipe): ``tokens`` to train on, of ``sources`` only, for at most ``budget_usd`` (None: as the base).
 
     ``mixture`` (None: as the base): one phase, in the file {"weights": {source: number}, "max_epochs": {source or "*": number}}. Its sequences
-    hold one source each, so the corpus is packed anew where the base does not pack so.
+    hold one source each, so the corpus is packed anew where the base does not pack so. ``proxies`` (None: by the rule of every recipe): (heads, tokens)
+    of each, from `moeline forecast plan`.
     """
 
     base: str
@@ -43,6 +45,7 @@ class OwnRecipe:
     mixture: Mixture | None = None
     budget_usd: float | None = None
     why: str = ""  # for people; no part of the work's identity
+    proxies: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -55,6 +58,8 @@ class OwnRecipe:
         if self.mixture is not None:
             base = replace(base, train=replace(base.train, mixture=self.mixture), pack=replace(base.pack, separate_sources=True))
         made = recipes.with_tokens(base, self.tokens)
+        if self.proxies is not None:
+            made = replace(made, proxies=tuple(proxies.narrowed(made.train, heads, tokens) for heads, tokens in self.proxies))
         if self.sources is not None:
             made = replace(made, ingest=replace(made.ingest, sources=self.sources))
         return made if self.budget_usd is None else replace(made, budget_usd=self.budget_usd)
@@ -68,12 +73,30 @@ def _problem(own: OwnRecipe) -> str | None:
     least = 10 * train.tokens_per_step  # the smallest proxy takes a tenth and needs a step
     if type(own.tokens) is not int or not least <= own.tokens <= MAX_TOKENS:
         return f"tokens must be a whole number from {least:,} (ten steps of {own.base}) to {MAX_TOKENS:,}, not {_shown(own.tokens)}."
-    if problem := (own.sources is not None and _sources_problem(own.sources)) or (own.mixture is not None and _mixture_problem(own.mixture)):
+    if problem := (
+        (own.sources is not None and _sources_problem(own.sources)) or (own.mixture is not None and _mixture_problem(own.mixture))
+        or (own.proxies is not None and _proxies_problem(own.proxies, replace(train, tokens=own.tokens)))
+    ):  # fmt: skip
         return problem
     if own.budget_usd is not None and not (type(own.budget_usd) in (int, float) and 0 < own.budget_usd <= MAX_USD):
         return f"budget_usd must be a number above 0 and at most {MAX_USD:.0f}, not {_shown(own.budget_usd)}."
     if not isinstance(own.why, str) or len(own.why) > MAX_WHY or not own.why.isprintable():
         return f"why must be one line of at most {MAX_WHY} printable characters."
+    return None
+
+
+def _proxies_problem(asked: Any, train: TrainConfig) -> str | None:
+    """None for 4 to MAX_PROXIES different pairs that can be proxies of ``train``."""
+    if not isinstance(asked, tuple) or not 4 <= len(asked) <= MAX_PROXIES or len(set(map(str, asked))) < len(asked):
+        return f"proxies must be a list of 4 to {MAX_PROXIES} different pairs of heads and tokens, not {_shown(asked)}; leave it out for the usual ones."
+    for pair in asked:
+        whole = isinstance(pair, tuple) and len(pair) == 2 and all(type(number) is int for number in pair)
+        if not whole or not 1 <= pair[0] <= train.model.n_heads or not train.tokens_per_step <= pair[1] <= train.tokens:
+            return f"proxies holds {_shown(pair)}; each is [heads, tokens] with at most the {train.model.n_heads} heads and {train.tokens:,} tokens of the run."
+        try:
+            proxies.narrowed(train, *pair)
+        except ValueError as error:
+            return f"proxies holds {_shown(pair)}, which is no model: {error}."
     return None
 
 
@@ -178,7 +201,10 @@ def _parsed(content: bytes) -> OwnRecipe:
         raise MoelineError(f"it does not say {' and '.join(absent)}.")
     sources = raw.get("sources")
     mixture = None if raw.get("mixture") is None else _mixture(raw["mixture"])
-    return OwnRecipe(**{**raw, "sources": tuple(sources) if isinstance(sources, list) else sources, "mixture": mixture})
+    asked = raw.get("proxies")
+    if isinstance(asked, list):
+        asked = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in asked)
+    return OwnRecipe(**{**raw, "sources": tuple(sources) if isinstance(sources, list) else sources, "mixture": mixture, "proxies": asked})
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,26 +13,14 @@ from pathlib import Path
 
 from jobs.config import PackConfig, Recipe, SuiteConfig, TrainConfig
 from jobs.contract import MoelineError
+from jobs.proxies import scaled
 from models.config import ModelConfig
-
-
-def _scaled(train: TrainConfig, *, width: float, tokens: float) -> TrainConfig:
-    """A proxy of ``train``: ``width`` times its model width (rounded to whole heads), ``tokens`` times its tokens."""
-    model = train.model
-    d_model = max(1, round(model.n_heads * width)) * model.head_dim
-    n_heads = d_model // model.head_dim
-    proxy = replace(
-        model, d_model=d_model, n_heads=n_heads, n_kv_heads=max(1, n_heads * model.n_kv_heads // model.n_heads),
-        ffn_hidden=max(16, round(model.ffn_hidden * width / 8) * 8),
-    )  # fmt: skip
-    # Batch and learning rate stay: with weights drawn by width, the law that fits across sizes then holds to the target's tokens.
-    return replace(train, model=proxy, tokens=int(train.tokens * tokens))
 
 
 def _proxies(train: TrainConfig) -> tuple[TrainConfig, ...]:
     # Half the width reaches further in tokens for the money. Where training costs dollars the forecast may take half of them, elsewhere a sixteenth.
     grid = ((0.5, 0.2), (0.5, 0.45), (1.0, 0.1), (1.0, 0.2)) if train.tokens < 10**9 else ((0.25, 0.1), (0.25, 0.2), (0.5, 0.05), (0.5, 0.1))
-    return tuple(_scaled(train, width=w, tokens=t) for w, t in grid)
+    return tuple(scaled(train, width=w, tokens=t) for w, t in grid)
 
 
 def with_tokens(recipe: Recipe, tokens: int) -> Recipe:

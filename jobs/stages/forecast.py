@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import ForecastConfig, TrainConfig
-from jobs.contract import MoelineError, StageOutput, Tools, canonical
+from jobs.contract import MoelineError, StageOutput, Tools, canonical, config_hash
+from jobs.proxies import scaling_params
 from jobs.services import training_data
 from jobs.services.training import TrainingRun
 from models.scaling import RunPoint
@@ -28,8 +29,8 @@ WRITES = ("forecasts",)
 REVISION = 2
 _LEAST_PROXIES = 4
 _ITEMS_PER_TASK = 40  # questions a proxy answers: enough to anchor a law, a second or two of scoring
-_USUAL_LAUNCH_SECONDS = 25.0  # when every proxy was trained before and nothing had to be launched
-_PROCESSES = 2  # on one machine proxies are small: two beside each other on half the cores each get more done than one on all
+USUAL_LAUNCH_SECONDS = 25.0  # when every proxy was trained before and nothing had to be launched
+PROCESSES = 2  # on one machine proxies are small: two beside each other on half the cores each get more done than one on all
 _TIMED_STEPS = 20  # of the target itself: what its speed is on these cores
 _TIMING_SPREAD = 0.3  # relative: how far the speed of a machine that others use too moves between minutes
 
@@ -56,15 +57,20 @@ def run(config: ForecastConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     reused = sum((Path(work.folder) / "result.json").is_file() for work in proxies)
     resources = tools.env.stage_resources("forecast")
     launch = ray.train(
-        tools.env, works, name=f"forecast-{tools.run_key}", resources=resources, processes=1 if resources.gpus else _PROCESSES, scratch=tools.scratch,
+        tools.env, works, name=f"forecast-{tools.run_key}", resources=resources, processes=1 if resources.gpus else PROCESSES, scratch=tools.scratch,
         on_step=_Progress(proxies, tools).on_step,
     )  # fmt: skip
     *launch.results, timing = launch.results
-    fixed = (launch.launch_seconds or _USUAL_LAUNCH_SECONDS) + prepared
+    fixed = (launch.launch_seconds or USUAL_LAUNCH_SECONDS) + prepared
     forecasts = _forecasts(config, launch.results, timing, fixed, tools)
     decision = _decision(config, forecasts["cost_usd"].predicted + tools.cost_so_far())
     rows = _rows(config, forecasts, launch.results, decision, tools.run_key)
     metrics = _metrics(config, data, launch, forecasts, decision, tools) | {"proxies_reused": reused, "content_hash": rows[0]["content_hash"]}
+    metrics |= {
+        "sequences_digest": data.digest,
+        "questions_digest": suite,
+        "suite_hash": config_hash(config.suite),
+    }  # with its config, what a proxy's record is named by
     tools.progress(1, 1, f"loss {forecasts['loss'].predicted:.3f}, ${forecasts['cost_usd'].predicted:.4f} for the training: {decision}")
     import pyarrow as pa
 
@@ -96,11 +102,6 @@ def _questions(config: ForecastConfig, items: Any, data: training_data.TrainingD
     file = Path(tools.scratch) / "questions.json"
     file.write_text(text)
     return str(file), hashlib.sha256(json.dumps(load, sort_keys=True).encode()).hexdigest()
-
-
-def scaling_params(config: TrainConfig) -> float:
-    """The size a law sees: training FLOPs per token / 6, which counts active experts and attention, and no embedding lookup."""
-    return config.model.flops_per_token / 6.0
 
 
 def _tokens(config: TrainConfig) -> int:

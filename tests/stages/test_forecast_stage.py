@@ -10,9 +10,10 @@ import pytest
 import training_parts as parts
 
 from expectations.tables import TABLES
-from jobs.config import ForecastConfig, SuiteConfig
-from jobs.contract import MoelineError
-from jobs.services import ray
+from jobs import proxies, proxy_plan, recipes
+from jobs.config import ForecastConfig, PackConfig, SuiteConfig
+from jobs.contract import MoelineError, StageResult
+from jobs.services import delta, ray, results
 from jobs.stages import forecast
 from models.scaling_fit import Forecast
 
@@ -117,3 +118,24 @@ def test_too_few_proxies_and_a_lost_tokenizer_are_named(tmp_path):
         forecast.run(replace(CONFIG, proxies=CONFIG.proxies[:1] * 4), {"sequences": None}, tools)
     with pytest.raises(MoelineError, match=r"Tokenizer f+ is not among the artifacts"):
         forecast.run(CONFIG, {"sequences": parts.sequences(tmp_path / "table"), "benchmark_items": None}, tools)
+
+
+def test_a_plan_takes_the_finished_proxies_and_the_stage_trains_only_the_others(forecasted):
+    tools, inputs, output = forecasted
+    given = {"sequences": "sequences@0", "benchmark_items": "benchmark_items@0"}
+    pack = PackConfig(vocab_size=parts.VOCAB, seq_len=parts.SEQ_LEN)
+    recipe = replace(recipes.load("smoke"), name="test", model=TARGET.model, tokens=TARGET.tokens, train=TARGET, proxies=CONFIG.proxies, suite=SUITE, pack=pack)
+    for stage, name in (("pack", "sequences"), ("decontaminate", "benchmark_items")):
+        results.record(tools.env, StageResult(stage, stage, "test", "2026-11-01", {}, {name: given[name]}, {}, 0.0, 1.0, config_hash=recipe.config_hash(stage)))
+    rows = output.tables["forecasts"].to_pylist()
+    delta.append(tools.env, "forecasts", rows)
+    results.record(tools.env, StageResult("forecast", rows[0]["run_key"], "test", None, given, {"forecasts": "forecasts@0"}, output.metrics, 0.0, 1.0))
+    found = proxy_plan.plan(tools.env, recipe, share=0.5)
+    # Of the recipe's proxies two are the target itself on fewer tokens; the others keep two heads at half the width, which is not the rule of plans.
+    finished = [row for row in found["proxies"] if row["finished"]]
+    assert {(row["d_model"], row["steps"]) for row in finished} == {(16, 20), (16, 40)}
+    planned = tuple(proxies.narrowed(TARGET, row["n_heads"], row["tokens"]) for row in found["proxies"])
+    again = forecast.run(replace(CONFIG, proxies=planned), inputs, tools)
+    assert again.metrics["proxies_reused"] == len(finished) < len(planned)
+    loss = next(row for row in again.tables["forecasts"].to_pylist() if row["metric"] == "loss")
+    assert [p["config"]["tokens"] for p in json.loads(loss["proxies"])] == [row["tokens"] for row in found["proxies"]]
