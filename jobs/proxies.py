@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_SHARE = 1.0  # of the target's training FLOPs
 LEAST_STEPS = 25  # of a proxy: fewer are mostly warm-up
-_HALVINGS = range(2, 11)  # of the root of 2: a half down to a 32nd of the target's tokens
+_HALVINGS = range(2, 13)  # of the root of 2: a half down to a 64th of the target's tokens
 _WIDTH_HALVINGS = range(7)  # likewise: the target's own width down to an eighth
 FORWARD = 1 / 3  # of a trained token's FLOPs
 
