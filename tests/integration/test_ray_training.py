@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import training_parts as parts
+from ray_trainings import STEPS, Head, finish, folder_of, home_of, start, steps_of, wait_for_step, writer_of
 
-from jobs.environment import REPO, Environment
 from jobs.services import training
-from jobs.services.platform import engines
 
 pytestmark = pytest.mark.integration
-STEPS = 400
-TIMEOUT = 600.0
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """The Ray head as the platform starts it: (platform.json's addresses, its token file); ended with everything it started."""
-    folder = tmp_path_factory.mktemp("ray")
-    runtime = Path(tempfile.mkdtemp(prefix="r"))  # socket paths must be short
-    env = Environment.load("local", folder)
-    service = engines.ray_head(env, port=free_port(), runtime_folder=runtime, common={})
-    process = subprocess.Popen(
-        service.argv, env={**os.environ, **service.env, "PYTHONPATH": str(REPO)}, cwd=folder, stdout=(folder / "log").open("w"), stderr=subprocess.STDOUT
-    )
-    deadline = time.time() + TIMEOUT
-    while not Path(service.health["exists"]).exists():
-        assert process.poll() is None and time.time() < deadline, (folder / "log").read_text()[-2000:]
-        time.sleep(0.5)
-    yield {"ray_address": f"127.0.0.1:{service.port}"}, folder / "ray" / "token"
-    for member in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            member.kill()
-    process.wait(timeout=30)
-    shutil.rmtree(runtime, ignore_errors=True)
+    running = Head(tmp_path_factory.mktemp("ray"))
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -59,41 +29,6 @@ def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table")
     parts.sequences(folder)
     return folder / "sequences.parquet"
-
-
-def home_of(folder: Path, head) -> Path:
-    addresses, token = head
-    (folder / "ray").mkdir(parents=True)
-    shutil.copy(token, folder / "ray" / "token")
-    (folder / "platform.json").write_text(json.dumps({"addresses": addresses}))
-    return folder
-
-
-def start(home: Path, table: Path, log: Path, steps: int = STEPS, **changes) -> subprocess.Popen:
-    paths = f"{REPO}:{REPO / 'tests'}"
-    return subprocess.Popen(parts.train_stage_process(home, table, steps, **changes), cwd=REPO, env=os.environ | {"PYTHONPATH": paths}, stdout=log.open("w"))
-
-
-def finish(process: subprocess.Popen, log: Path) -> dict:
-    assert process.wait(timeout=TIMEOUT) == 0
-    return parts.last_json(log.read_text())
-
-
-def folder_of(home: Path) -> Path:
-    return home / "artifacts" / "checkpoints" / ("c" * 32)
-
-
-def wait_for_step(home: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.time() + TIMEOUT
-    while sum(line["event"] == "step" for line in training.read_metrics(folder_of(home) / training.METRICS)) < step:
-        assert process.poll() is None, "the stage ended before it was to be killed"
-        assert time.time() < deadline
-        time.sleep(0.01)
-
-
-def writer_of(home: Path) -> int:
-    """Process id of the training worker, which its lock names."""
-    return int((folder_of(home) / training.LOCK).read_text().split()[1])
 
 
 @pytest.fixture(scope="module")
@@ -167,5 +102,4 @@ def test_two_workers_share_one_training_and_a_killed_one_changes_nothing(head, t
     found = finish(driver, tmp_path / "log")
     assert found["metrics"]["resumed_from_step"] >= 20
     assert found["row"]["sha256"] == two["row"]["sha256"]
-    lines = training.read_metrics(folder_of(killed) / training.METRICS)
-    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 121))
+    assert steps_of(killed) == list(range(1, 121))
