@@ -11,7 +11,7 @@ Change here: how a budget is read, when it warns or refuses. Not here: the budge
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.contract import BudgetExceeded, MoelineError
@@ -34,11 +34,14 @@ def limits(env: Environment) -> dict[str | None, float]:
     return {name: float(usd) for name, usd in given.items()}
 
 
-def status(env: Environment, *, now: dt.datetime | None = None) -> list[dict[str, Any]]:
-    """One dict per budget: limit, spent this month, projection to its end at this pace, and level: ok, warning (from 80 %) or over."""
+def status(env: Environment, *, now: dt.datetime | None = None, costs: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """One dict per budget: limit, spent this month, projection to its end at this pace, and level: ok, warning (from 80 %) or over.
+
+    ``costs``: rows of the ledger, where they were read already.
+    """
     now = now or dt.datetime.now(dt.UTC)
     start, end = charges.month_of(now.timestamp())
-    rows = [r for r in delta.rows(env, "costs") if start <= r["ChargePeriodStart"] < end]
+    rows = [r for r in (delta.rows(env, "costs") if costs is None else costs) if start <= r["ChargePeriodStart"] < end]
     elapsed = max(1.0, (now - start).total_seconds()) / (end - start).total_seconds()
     found = []
     for name, limit in limits(env).items():

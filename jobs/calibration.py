@@ -30,9 +30,14 @@ def calibration(env: Environment) -> dict[str, Any]:
     """What ``--json`` prints: ``metrics``, one summary each, and ``forecasts``, every row they are made of, oldest first."""
     from jobs.services import report
 
+    return of_runs(report.runs_of(report.Records(env), checks=False))
+
+
+def of_runs(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same over these runs of the report."""
     forecasts = [
         {"run_id": run["run_id"], "recipe": run["recipe"], "finished_at": run["finished_at"], "forecast_id": run["forecast_id"], **_judged(row)}
-        for run in report.runs(env)
+        for run in runs
         for row in run["forecast"]
         if row["outcome"] is not None
     ]

@@ -76,7 +76,7 @@ def find(env: Environment, name: str) -> Reviewed:
     if "failure_groups" not in reviewed.outputs:
         raise MoelineError(f"Run {run['run_id']} was reviewed before failures were grouped. Run `moeline stage review --recipe {trained.recipe}` again.")
     rows = delta.dataset(env, reviewed.table("failure_groups"), where_in=[reviewed.run_key]).to_table().to_pylist()
-    prepared = records.corpus(trained.inputs.get("sequences"))
+    prepared = records.corpus(trained.inputs.get("sequences")).results
     packed = [r for r in prepared if r.stage == "pack"]
     corpus = _tokens_by_source(packed, run["run_id"])
     measured = measure(env, records.costs_of, run, trained, prepared, sum(corpus.values()))

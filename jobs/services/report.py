@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.contract import MoelineError, StageResult, TableVersion
@@ -16,8 +18,50 @@ from jobs.environment import Environment
 from jobs.services import delta, results, shared_costs
 
 BUILD = ("forecast", "train", "evaluate", "review", "register")
+LOST = ("failed", "killed")
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over charges, in USD and kWh; ``cost`` and ``energy`` are None where there is no charge."""
+
+    cost: float | None
+    wasted: float
+    energy: float | None
+    by_phase: Mapping[str, float]
+    by_stage: Mapping[str, float]
+    wasted_by_stage: Mapping[str, float]
+
+    @classmethod
+    def of(cls, charges: Iterable[Mapping[str, Any]]) -> Spent:
+        given = list(charges)
+        lost = [c for c in given if c["x_Outcome"] in LOST]
+        return cls(
+            sum(c["BilledCost"] for c in given) if given else None, sum(c["BilledCost"] for c in lost), sum(c["x_EnergyKwh"] for c in given) if given else None,
+            _sum_by(given, "x_Phase"), _sum_by(given, "x_Stage"), _sum_by(lost, "x_Stage"),
+        )  # fmt: skip
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            _added(self.cost, other.cost), self.wasted + other.wasted, _added(self.energy, other.energy), _merged(self.by_phase, other.by_phase),
+            _merged(self.by_stage, other.by_stage), _merged(self.wasted_by_stage, other.wasted_by_stage),
+        )  # fmt: skip
+
+
+def _added(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else a + b
+
+
+def _merged(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in (*a, *(key for key in b if key not in a))}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    results: tuple[StageResult, ...]
+    spent: Spent
 
 
 class Records:
@@ -35,9 +79,20 @@ class Records:
         self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
         promoted = [r["model_version"] for r in self.registrations if r["promoted"]]
         self.champion = promoted[-1] if promoted else None
+        self.registration_of = {r["run_key"]: r for r in reversed(self.registrations)}
+        # Found by what they read: with thousands of builds a scan of all results for each of them would take minutes.
+        self.forecasts_by = _grouped_by(self.by_stage["forecast"], lambda r: (r.recipe, r.inputs.get("sequences")))
+        self.last_reader = {(stage, v): r for stage in BUILD for r in self.by_stage[stage] for v in r.inputs.values()}
+        self._corpora: dict[str | None, Corpus] = {}
 
-    def corpus(self, sequences: str | None) -> list[StageResult]:
-        """Every preparation result behind a version of ``sequences``: the newest of each day, followed back."""
+    def corpus(self, sequences: str | None) -> Corpus:
+        """Every preparation result behind a version of ``sequences``, the newest of each day, followed back; and what they cost."""
+        if sequences not in self._corpora:
+            found = self._followed(sequences)
+            self._corpora[sequences] = Corpus(tuple(found), Spent.of(c for r in found for c in self.costs_of[r.run_key]))
+        return self._corpora[sequences]
+
+    def _followed(self, sequences: str | None) -> list[StageResult]:
         if sequences is None:
             return []
         limit = TableVersion.parse(sequences)
@@ -61,6 +116,13 @@ class Records:
         return [*found.values(), *about]
 
 
+def _grouped_by(found: Iterable[StageResult], key: Callable[[StageResult], Any]) -> dict[Any, list[StageResult]]:
+    grouped = defaultdict(list)
+    for result in found:
+        grouped[key(result)].append(result)
+    return grouped
+
+
 def _grouped(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, list[Any]]:
     grouped = defaultdict(list)
     for row in rows:
@@ -70,14 +132,15 @@ def _grouped(rows: Iterable[Mapping[str, Any]], key: str) -> dict[Any, list[Any]
 
 def runs(env: Environment) -> list[dict[str, Any]]:
     """One dict per model build, oldest first (the fields of ``moeline report --json``, plus details for the page)."""
-    return _runs(Records(env))
+    return runs_of(Records(env))
 
 
-def _runs(records: Records) -> list[dict[str, Any]]:
+def runs_of(records: Records, *, checks: bool = True) -> list[dict[str, Any]]:
+    """As ``runs``, of what was read already. Without ``checks``, which are most of it: each check of a corpus stands in all its builds."""
     builds = [_build(records, trained) for trained in records.by_stage["train"]]
     known = {stages["forecast"].run_key for stages in builds if "forecast" in stages}
     builds += [{"forecast": r} for r in records.by_stage["forecast"] if r.run_key not in known]  # stopped before training
-    described = [_describe(records, stages) for stages in builds]
+    described = [_describe(records, stages, checks=checks) for stages in builds]
     return sorted(described, key=lambda run: run["finished_at"])
 
 
@@ -86,7 +149,7 @@ def named(records: Records, name: str) -> dict[str, Any]:
 
     Raises MoelineError when there is none, or more than one key begins so.
     """
-    found = list(reversed(_runs(records)))
+    found = list(reversed(runs_of(records, checks=False)))
     version = records.champion if name == "champion" else name.removeprefix("v")
     exact = [run for run in found if run["run_id"] == name or (run["model_version"] is not None and run["model_version"] == version)]
     if exact:
@@ -107,17 +170,14 @@ def _build(records: Records, trained: StageResult) -> dict[str, StageResult]:
     sequences = trained.inputs.get("sequences")
     # The one the training was decided on: another budget or suite asks for another forecast later, which predicts nothing any more.
     began = _ended_at(trained) - trained.wall_seconds + 1.0  # ends are recorded in whole seconds
-    forecasts = [
-        r for r in records.by_stage["forecast"] if r.recipe == trained.recipe and r.inputs.get("sequences") == sequences and _ended_at(r) <= began
-    ]  # fmt: skip
+    forecasts = [r for r in records.forecasts_by[trained.recipe, sequences] if _ended_at(r) <= began]
     if forecasts:
         stages["forecast"] = forecasts[-1]
     for stage, table, parent in (("evaluate", "checkpoints", "train"), ("review", "responses", "evaluate"), ("register", "checkpoints", "train")):
-        if parent in stages:
-            wanted = stages[parent].outputs[table]
-            children = [r for r in records.by_stage[stage] if r.inputs.get(table) == wanted]
-            if children:
-                stages[stage] = children[-1]
+        if parent in stages and table in stages[parent].outputs:
+            child = records.last_reader.get((stage, stages[parent].outputs[table]))
+            if child is not None:
+                stages[stage] = child
     return stages
 
 
@@ -125,23 +185,23 @@ def _ended_at(result: StageResult) -> float:
     return dt.datetime.fromisoformat(result.finished_at).timestamp()
 
 
-def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, Any]:
+def _describe(records: Records, stages: Mapping[str, StageResult], *, checks: bool) -> dict[str, Any]:
     anchor = stages.get("train") or stages["forecast"]
     corpus = records.corpus(anchor.inputs.get("sequences"))
     own = list(stages.values())
-    charges = [c for r in (*corpus, *own) for c in records.costs_of[r.run_key]]
+    spent = corpus.spent + Spent.of(c for r in own for c in records.costs_of[r.run_key])
+    behind = (*corpus.results, *own)
     trained = stages["train"].metrics if "train" in stages else {}
     run: dict[str, Any] = {
-        "run_id": _run_id(records, anchor), "recipe": anchor.recipe, "status": _status(stages), "finished_at": max(r.finished_at for r in own),
+        "run_id": _run_id(records, anchor), "key": anchor.run_key, "recipe": anchor.recipe, "status": _status(stages),
+        "finished_at": max(r.finished_at for r in own),
         "params_total": trained.get("params_total"), "params_active": trained.get("params_active"), "tokens": trained.get("tokens"),
-        "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None, "cost_by_phase": _sum_by(charges, "x_Phase"),
-        "cost_by_stage": _sum_by(charges, "x_Stage"), "wasted_by_stage": _sum_by((c for c in charges if c["x_Outcome"] in ("failed", "killed")), "x_Stage"),
-        "wasted_usd": sum(c["BilledCost"] for c in charges if c["x_Outcome"] in ("failed", "killed")),
-        "energy_kwh": sum(c["x_EnergyKwh"] for c in charges) if charges else None, "wall_seconds": sum(r.wall_seconds for r in own),
+        "cost_usd": spent.cost, "cost_by_phase": spent.by_phase, "cost_by_stage": spent.by_stage, "wasted_by_stage": spent.wasted_by_stage,
+        "wasted_usd": spent.wasted, "energy_kwh": spent.energy, "wall_seconds": sum(r.wall_seconds for r in own),
         "loss": trained.get("held_out_loss"), "unigram_loss": trained.get("unigram_loss"),
-        "checks_passed": sum(int(r.metrics.get("checks_passed", 0)) for r in (*corpus, *own)),
-        "checks_failed": sum(int(r.metrics.get("checks_failed", 0)) for r in (*corpus, *own)),
-        "days": sorted({r.interval for r in corpus if r.interval}), "run_keys": {stage: r.run_key for stage, r in stages.items()},
+        "checks_passed": sum(int(r.metrics.get("checks_passed", 0)) for r in behind),
+        "checks_failed": sum(int(r.metrics.get("checks_failed", 0)) for r in behind),
+        "days": sorted({r.interval for r in corpus.results if r.interval}), "run_keys": {stage: r.run_key for stage, r in stages.items()},
     }  # fmt: skip
     run.update(_forecast(records, stages.get("forecast")))
     run.update(_scores(records, stages.get("evaluate")))
@@ -154,7 +214,8 @@ def _describe(records: Records, stages: Mapping[str, StageResult]) -> dict[str, 
     if trained.get("ended_early"):  # another training than the one that was forecast
         reached = {}
     run["forecast"] = [{**row, "outcome": reached.get(row["metric"])} for row in run["forecast"]]
-    run["checks"] = [_check(row) for r in (*corpus, *own) for row in records.checks_of[r.run_key]]
+    if checks:
+        run["checks"] = [_check(row) for r in behind for row in records.checks_of[r.run_key]]
     return run
 
 
@@ -191,16 +252,19 @@ def _forecast(records: Records, result: StageResult | None) -> dict[str, Any]:
 def _scores(records: Records, result: StageResult | None) -> dict[str, Any]:
     rows = records.scores_of[result.run_key] if result else []
     overall = next((r for r in rows if r["benchmark"] == "**"), {})
+    asked = sorted((r["benchmark"], r["shots"], r["metric"], r["n"]) for r in rows if not r["benchmark"].startswith("*"))
     fields = ("benchmark", "category", "n", "accuracy", "stderr", "chance", "best_constant", "score", "n_contaminated")
     return {
         "accuracy": overall.get("accuracy"), "accuracy_stderr": overall.get("stderr"),
+        # scores of two runs can be compared where both answered the same: tasks, shots, metrics and number of items
+        "suite": f"{len(asked)} tasks, {hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:6]}" if asked else None,
         "scores": [{k: r[k] for k in fields} for r in rows if not r["benchmark"].startswith("*")],
         "scores_by_category": [{k: r[k] for k in fields} for r in rows if r["benchmark"] == "*"],
     }  # fmt: skip
 
 
 def _registration(records: Records, result: StageResult | None) -> dict[str, Any]:
-    row = next((r for r in records.registrations if result and r["run_key"] == result.run_key), None)
+    row = records.registration_of.get(result.run_key) if result else None
     if row is None:
         return {"registered": False, "model_name": None, "model_version": None, "aliases": [], "gates": []}
     held = [a for a in row["aliases"] if a != "champion" or row["model_version"] == records.champion]  # a later champion took the alias
@@ -249,9 +313,9 @@ SUMMARY = (
 def summary(env: Environment) -> dict[str, Any]:
     """What ``moeline report --json`` prints: the runs, and what all attempts together cost and wasted."""
     records = Records(env)
-    found = [{k: run[k] for k in SUMMARY} for run in _runs(records)]
+    found = [{k: run[k] for k in SUMMARY} for run in runs_of(records, checks=False)]
     tried = _attempts(records.costs)
-    wasted = [a for a in tried if a["x_Outcome"] in ("failed", "killed")]
+    wasted = [a for a in tried if a["x_Outcome"] in LOST]
     return {
         "runs": found, "total_usd": sum(c["BilledCost"] for c in records.costs), "wasted_usd": sum(a["BilledCost"] for a in wasted), "attempts": len(tried),
         "failed_attempts": len(wasted), "cost_by_phase": _sum_by(records.costs, "x_Phase"), "energy_kwh": sum(c["x_EnergyKwh"] for c in records.costs),
