@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 _WIDTH, _LEFT, _ROW, _TOP = 760, 150, 70, 46
-_REACH = 3.0  # half-widths of the interval shown on each side; what lies further is drawn at the edge
+REACH = 3.0  # half-widths of the interval shown on each side; what lies further is drawn at the edge
 _STYLE = (
     "text{font:13px sans-serif;fill:#222}.band{fill:#dbe7f3}.mid{stroke:#5b7fa6}.in{fill:#1f5fa6}.out{stroke:#b3261e;stroke-width:2}"
     "@media(prefers-color-scheme:dark){text{fill:#eee}.band{fill:#24384d}.mid{stroke:#8fb1d6}.in{fill:#9cc4f2}.out{stroke:#ff8a80}}"
@@ -19,18 +19,18 @@ _STYLE = (
 
 
 def position(row: Mapping[str, Any]) -> float:
-    """0: as predicted; -1 and 1: at the ends of the interval; clipped to _REACH."""
+    """0: as predicted; -1 and 1: at the ends of the interval; clipped to REACH."""
     away = row["outcome"] - row["predicted"]
     side = row["predicted"] - row["low"] if away < 0 else row["high"] - row["predicted"]
     if away == 0:
         return 0.0
-    return max(-_REACH, min(_REACH, away / side if side > 0 else _REACH * (1 if away > 0 else -1)))
+    return max(-REACH, min(REACH, away / side if side > 0 else REACH * (1 if away > 0 else -1)))
 
 
 def svg(found: Mapping[str, Any]) -> str:
     """The picture of what ``calibration.calibration`` found, as a whole SVG file."""
-    scale = (_WIDTH - _LEFT - 20) / (2 * _REACH)
-    middle = _LEFT + _REACH * scale
+    scale = (_WIDTH - _LEFT - 20) / (2 * REACH)
+    middle = _LEFT + REACH * scale
     height = _TOP + _ROW * max(1, len(found["metrics"])) + 30
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img">',

@@ -111,6 +111,13 @@ def _report(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs.services import ledger, report
 
     ledger.reconcile(env)
+    if arguments.html:
+        from jobs import report_page
+
+        written = report_page.write(env, arguments.html)
+        if not arguments.json:
+            print(f"{written['file']}: {written['runs']} runs on one page, opens in any browser, offline")
+        return written
     if not arguments.json:
         print(report.render(env), end="")
     return report.summary(env)
@@ -262,7 +269,8 @@ def _add_commands(commands: Any) -> None:
     stage.add_argument("--interval", help="data day YYYY-MM-DD (preparation stages)")
     stage.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     add("recipes", _recipes, "The recipes there are: functions of jobs/recipes.py, and your own made by `moeline propose`.")
-    add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    told = add("report", _report, "Runs by cost and accuracy, forecast beside outcome, wasted money.")
+    told.add_argument("--html", metavar="FILE", help="write the decision figures as one printable page that opens offline, instead")
     _add_corpus_commands(add)
     sample = add("sample-data", _sample_data, "Write the sample corpus (text of the installed Python distributions) into the landing zone.")
     sample.add_argument("--days", type=int, default=3, help="number of data days (default: 3)")

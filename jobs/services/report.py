@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import bisect
 import datetime as dt
 import hashlib
 import json
@@ -77,13 +78,18 @@ class Records:
         self.scores_of = _grouped(delta.rows(env, "scores"), "run_key")
         self.forecasts_of = _grouped(delta.rows(env, "forecasts"), "run_key")
         self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
-        promoted = [r["model_version"] for r in self.registrations if r["promoted"]]
-        self.champion = promoted[-1] if promoted else None
+        self.promotions = [r for r in self.registrations if r["promoted"]]
+        self.champion = self.promotions[-1]["model_version"] if self.promotions else None
         self.registration_of = {r["run_key"]: r for r in reversed(self.registrations)}
         # Found by what they read: with thousands of builds a scan of all results for each of them would take minutes.
         self.forecasts_by = _grouped_by(self.by_stage["forecast"], lambda r: (r.recipe, r.inputs.get("sequences")))
         self.last_reader = {(stage, v): r for stage in BUILD for r in self.by_stage[stage] for v in r.inputs.values()}
         self._corpora: dict[str | None, Corpus] = {}
+
+    def champion_at(self, at: dt.datetime) -> str | None:
+        """The version that was the champion just before ``at``."""
+        place = bisect.bisect_left(self.promotions, at, key=lambda r: r["registered_at"])
+        return self.promotions[place - 1]["model_version"] if place else None
 
     def corpus(self, sequences: str | None) -> Corpus:
         """Every preparation result behind a version of ``sequences``, the newest of each day, followed back; and what they cost."""
@@ -280,10 +286,11 @@ def _check(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def attempts(env: Environment) -> list[dict[str, Any]]:
     """Every attempt, newest first, failed and killed ones too: its charges of all phases added up, corrections included."""
-    return sorted(_attempts(delta.rows(env, "costs")), key=lambda c: c["ChargePeriodStart"], reverse=True)
+    return sorted(attempts_of(delta.rows(env, "costs")), key=lambda c: c["ChargePeriodStart"], reverse=True)
 
 
-def _attempts(charges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def attempts_of(charges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The attempts behind these rows of the ledger, as in ``attempts``, in no order."""
     found = []
     for rows in _grouped((c for c in charges if c["x_Phase"] not in shared_costs.SHARED), "x_AttemptId").values():
         first = next((r for r in rows if r["x_Phase"] != "checks" and not r["x_CorrectsId"]), rows[0])
@@ -314,7 +321,7 @@ def summary(env: Environment) -> dict[str, Any]:
     """What ``moeline report --json`` prints: the runs, and what all attempts together cost and wasted."""
     records = Records(env)
     found = [{k: run[k] for k in SUMMARY} for run in runs_of(records, checks=False)]
-    tried = _attempts(records.costs)
+    tried = attempts_of(records.costs)
     wasted = [a for a in tried if a["x_Outcome"] in LOST]
     return {
         "runs": found, "total_usd": sum(c["BilledCost"] for c in records.costs), "wasted_usd": sum(a["BilledCost"] for a in wasted), "attempts": len(tried),
