@@ -53,10 +53,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def figures(env: Environment, *, now: dt.datetime | None = None) -> dict[str, Any]:
-    """Every figure by name, each a list of rows with the columns of COLUMNS, and ``runs``: the builds of the report without their checks."""
+def figures(env: Environment, *, now: dt.datetime | None = None, records: report.Records | None = None) -> dict[str, Any]:
+    """Every figure by name, each a list of rows with the columns of COLUMNS, and ``runs``: the builds of the report without their checks.
+
+    ``records``: what was read already.
+    """
     now = now or dt.datetime.now(dt.UTC)
-    records = report.Records(env)
+    records = records or report.Records(env)
     runs = report.runs_of(records, checks=False)
     measured(records, runs)
     judged = calibration.of_runs(runs)

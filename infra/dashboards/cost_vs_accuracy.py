@@ -6,13 +6,11 @@ look (static/). Airflow loads this file as a plugin ([core] plugins_folder). Eve
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import corpus_page
+import decision_page
 import training_page
 from airflow.api_fastapi.core_api.security import get_user  # internal to Airflow, so used in this one place
 from airflow.plugins_manager import AirflowPlugin
@@ -22,7 +20,7 @@ STATIC = Path(__file__).resolve().parent / "static"
 FILES = {
     **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js", "proposals.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
     "icon.svg": "image/svg+xml",
-    **corpus_page.FILES, **training_page.FILES,
+    **decision_page.FILES, **corpus_page.FILES, **training_page.FILES,
 }  # fmt: skip
 RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Task = Annotated[str, Query(min_length=1, max_length=300)]
@@ -40,6 +38,7 @@ HEADERS = {
 }
 
 app = FastAPI(title="Cost vs accuracy", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
+app.include_router(decision_page.router)
 app.include_router(corpus_page.router)
 app.include_router(training_page.router)
 
@@ -61,17 +60,6 @@ def static_file(name: str) -> Response:
     if name not in FILES:
         raise HTTPException(404)
     return Response((STATIC / name).read_bytes(), media_type=FILES[name])
-
-
-@app.get("/api/runs")
-def runs() -> Response:
-    """Every model build with its cost, scores, forecast and checks (the rows of ``moeline report --json`` and their detail)."""
-    from jobs.environment import Environment
-    from jobs.services import report
-
-    env = Environment.load()
-    shown = {"environment": env.name, "currency": env.prices.currency, "mlflow_url": env.platform.get("mlflow_uri"), "runs": report.runs(env)}
-    return _json(shown)
 
 
 @app.get("/api/dag-run")
@@ -152,18 +140,7 @@ def _csv(text: str, name: str) -> Response:
 
 
 def _json(value: Any) -> Response:
-    return Response(json.dumps(_finite(value), default=str, allow_nan=False), media_type="application/json")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has neither, and a missing number must look missing."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_finite(item) for item in value]
-    return value
+    return Response(decision_page.as_json(value), media_type="application/json")
 
 
 class CostVsAccuracyPlugin(AirflowPlugin):

@@ -9,6 +9,7 @@ import bisect
 import datetime as dt
 import hashlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results, shared_costs
 
+PREPARATION = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 BUILD = ("forecast", "train", "evaluate", "review", "register")
+SETTLED_NS = 2 * 10**9
 LOST = ("failed", "killed")
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
@@ -69,7 +72,7 @@ class Records:
     """Everything the report reads, read once."""
 
     def __init__(self, env: Environment) -> None:
-        stages = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise", *BUILD)
+        stages = (*PREPARATION, *BUILD)
         self.by_stage: dict[str, list[StageResult]] = {stage: results.of_stage(env, stage) for stage in stages}
         self.by_output = {version: r for found in self.by_stage.values() for r in found for version in r.outputs.values()}
         self.costs = delta.rows(env, "costs")
@@ -148,6 +151,27 @@ def runs_of(records: Records, *, checks: bool = True) -> list[dict[str, Any]]:
     builds += [{"forecast": r} for r in records.by_stage["forecast"] if r.run_key not in known]  # stopped before training
     described = [_describe(records, stages, checks=checks) for stages in builds]
     return sorted(described, key=lambda run: run["finished_at"])
+
+
+def one(records: Records, key: str) -> dict[str, Any] | None:
+    """The build of the training (or, where there is none, the forecast) with this run key, its checks included; None when there is none."""
+    trained = next((r for r in records.by_stage["train"] if r.run_key == key), None)
+    stopped = next((r for r in records.by_stage["forecast"] if r.run_key == key), None)
+    stages = _build(records, trained) if trained else {"forecast": stopped} if stopped else None
+    return None if stages is None else _describe(records, stages, checks=True)
+
+
+def state(env: Environment) -> tuple[Any, ...] | None:
+    """What changes when anything a report is made of does: newest entries of its tables and results, the price sheet, the hour. None: changing now."""
+    places = [env.warehouse / "_results" / stage for stage in (*PREPARATION, *BUILD)]
+    places += [env.warehouse / table / "_delta_log" for table in ("costs", "checks", "scores", "forecasts", "registrations")]
+    changed = tuple(
+        place.stat().st_mtime_ns if place.is_dir() else 0 for place in places
+    )  # a file put into a folder, or renamed over another, changes its time
+    now = time.time_ns()
+    if max(changed) > now - SETTLED_NS:
+        return None  # folder times are coarse: another change may get the same one
+    return (str(env.home), env.name, hash(repr(env.prices)), hash(repr(env.budgets)), now // (3600 * 10**9), changed)
 
 
 def named(records: Records, name: str) -> dict[str, Any]:

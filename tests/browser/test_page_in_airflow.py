@@ -17,7 +17,7 @@ from jobs.services import report
 pytestmark = pytest.mark.integration
 
 ROUTES = (
-    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "api/runs", "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
+    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "static/decision.js", "api/runs", "api/run?key=x", "api/figure.csv?name=spend", "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
     "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y", "corpus", "api/corpus", "api/corpus.csv",
     "training", "api/trainings", "api/training?run_key=x",
 )  # fmt: skip
@@ -43,7 +43,20 @@ def test_no_route_was_forgotten(whole_job: WholeJob, page_server: str) -> None:
 
     routes = {route.path.strip("/").partition("{")[0] for route in plugin.app.routes}
     trend, corpus = ("trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"), ("corpus", "api/corpus", "api/corpus.csv")
-    assert routes == {"page", "static/", "api/runs", "api/dag-run", "api/proposals", *trend, *corpus, "training", "api/trainings", "api/training"}
+    assert routes == {
+        "page",
+        "static/",
+        "api/runs",
+        "api/run",
+        "api/figure.csv",
+        "api/dag-run",
+        "api/proposals",
+        *trend,
+        *corpus,
+        "training",
+        "api/trainings",
+        "api/training",
+    }
     assert all(any(asked_for.startswith(route) for asked_for in ROUTES) for route in routes)
 
 

@@ -1,6 +1,6 @@
 // Charts as plain SVG: each function takes data and a width and returns an element. No state, no fetching.
 
-import { count, el, isNumber, MISSING, nats, percent, seconds, svg, tipped, usd } from "./dom.js";
+import { count, el, hideTip, isNumber, MISSING, nats, percent, seconds, showTip, svg, tipped, usd } from "./dom.js";
 
 export const PHASES = { prepare: "Prepare data", proxy: "Forecast proxies", train: "Train", eval: "Evaluate and review", register: "Register" };
 const PHASE_OF = {
@@ -15,12 +15,19 @@ export const METRICS = {
   loss: { label: "Held-out loss (nats/token)", format: nats, error: null, better: (a, b) => a < b },
 };
 
-// Runs no other run beats on both cost and the metric.
+// Runs no other run of the same suite beats on both cost and the metric, cheapest first; losses are compared over all suites. One pass over the
+// runs in order of cost, as there may be thousands.
 export function paretoFront(runs, metric) {
   const { better } = METRICS[metric];
-  const usable = runs.filter((r) => isNumber(r.cost_usd) && isNumber(r[metric]));
-  const beats = (a, b) => a.cost_usd <= b.cost_usd && !better(b[metric], a[metric]) && (a.cost_usd < b.cost_usd || better(a[metric], b[metric]));
-  return usable.filter((r) => !usable.some((other) => beats(other, r))).sort((a, b) => a.cost_usd - b.cost_usd);
+  const usable = runs.filter((r) => isNumber(r.cost_usd) && isNumber(r[metric])).sort((a, b) => a.cost_usd - b.cost_usd || (better(a[metric], b[metric]) ? -1 : 1));
+  const last = new Map(), front = [];
+  for (const run of usable) {
+    const suite = metric === "accuracy" ? run.suite : null, best = last.get(suite);
+    if (best && !better(run[metric], best[metric]) && !(run[metric] === best[metric] && run.cost_usd === best.cost_usd)) continue;
+    last.set(suite, run);
+    front.push(run);
+  }
+  return front;
 }
 
 // -- scales and axes
@@ -41,7 +48,7 @@ function ticksLog(low, high, wanted) {
   return inside.length > wanted ? inside.filter((t) => String(t / 10 ** Math.floor(Math.log10(t) + 1e-9))[0] === "1") : inside;
 }
 
-function scale(low, high, from, to, log = false) {
+export function scale(low, high, from, to, log = false) {
   const f = log ? Math.log10 : (x) => x;
   const span = f(high) - f(low) || 1;
   const map = (x) => from + ((f(x) - f(low)) / span) * (to - from);
@@ -50,7 +57,8 @@ function scale(low, high, from, to, log = false) {
 }
 
 function padded(values, log) {
-  const low = Math.min(...values), high = Math.max(...values);
+  let low = Infinity, high = -Infinity;  // not Math.min(...values): a call takes only so many arguments
+  for (const v of values) { low = Math.min(low, v); high = Math.max(high, v); }
   if (log) {
     const factor = Math.max((high / low) ** 0.12, 1.35);
     return [low / factor, high * factor];
@@ -59,45 +67,102 @@ function padded(values, log) {
   return [low - pad, high + pad];
 }
 
-const money = (x) => (x < 0.0001 ? `$${x.toExponential(0)}` : `$${Number(x.toPrecision(2)).toLocaleString("en", { maximumFractionDigits: 4 })}`);
+export const axisMoney = (x) => (x === 0 ? "$0" : x >= 1e5 ? `$${count(x)}` : x < 0.0001 ? `$${x.toExponential(0)}` : `$${Number(x.toPrecision(2)).toLocaleString("en", { maximumFractionDigits: 4 })}`);
 
 // -- cost against accuracy (or loss)
 
-export function scatter(runs, { width, metric, log, selected, onSelect }) {
-  const { label, format, error } = METRICS[metric];
+const MOST_MARKS = 400;
+
+// `waiting`: forecasts of recipes that are not trained; `published`: models of others, [name, cost, score, cost_low, cost_high].
+export function scatter(runs, { width, metric, log, selected, onSelect, waiting = [], published = [] }) {
+  const { label, error } = METRICS[metric];
   const usable = runs.filter((r) => isNumber(r.cost_usd) && r.cost_usd > 0 && isNumber(r[metric]));
-  if (!usable.length) return el("p", { class: "empty" }, "No run has both a cost and this measurement yet.");
-  const height = width < 520 ? 300 : 360, left = 58, right = 18, top = 16, bottom = 46;
+  const coming = metric === "accuracy" ? waiting.filter((w) => isNumber(w.cost_usd) && w.cost_usd > 0) : [];
+  if (!usable.length && !coming.length) return el("p", { class: "empty" }, "No run has both a cost and this measurement yet.");
+  const height = width < 520 ? 300 : 360, left = 58, right = 18, top = 16, bottom = 46, others = metric === "accuracy" ? published : [];
   const half = (r) => (error && isNumber(r[error]) ? Z95 * r[error] : 0);
-  const x = scale(...padded(usable.map((r) => r.cost_usd), log), left, width - right, log);
-  let [low, high] = padded(usable.flatMap((r) => [r[metric] - half(r), r[metric] + half(r)]), false);
+  const hoped = selected && usable.includes(selected) && isNumber(selected.cost_forecast_usd) && selected.cost_forecast_usd > 0 && isNumber(selected[`${metric}_forecast`]) ? selected : null;
+  const costs = [...usable.map((r) => r.cost_usd), ...coming.map((w) => w.cost_usd), ...others.flatMap((o) => [o.low, o.high]), ...(hoped ? [hoped.cost_forecast_usd] : [])];
+  const x = scale(...padded(costs, log), left, width - right, log);
+  const ends = [...usable.flatMap((r) => [r[metric] - half(r), r[metric] + half(r)]), ...coming.flatMap((w) => [w.accuracy_low, w.accuracy_high]), ...others.map((o) => o.score), ...(hoped ? [hoped[`${metric}_forecast`]] : [])];
+  let [low, high] = padded(ends, false);
   if (metric === "accuracy") { low = Math.max(0, low); high = Math.min(1, high); }
   const y = scale(low, high, height - bottom, top);
-  const front = paretoFront(usable, metric);
+  const front = paretoFront(usable, metric), best = new Set(front);
+  const many = usable.length > MOST_MARKS, single = many ? usable.filter((r) => best.has(r) || r === selected || (r.aliases ?? []).includes("champion")) : usable;
+  const at = (r) => [x(r.cost_usd), y(r[metric])];
+  const marks = [...single].sort((a, b) => best.has(a) - best.has(b)).map((r) => point(r, {
+    cx: x(r.cost_usd), cy: y(r[metric]), top: y(r[metric] + half(r)), bottom: y(r[metric] - half(r)), hasError: half(r) > 0, best: best.has(r), selected: r === selected, onSelect, metric,
+  }));
+  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${label} against cost, ${many ? `${usable.length} runs: a mark for each on the front, dots for the others` : "one mark per run"}; the same numbers are in the table of runs` },
+    axes({ x, y, width, height, left, right, bottom, metric, log, fine: high - low < 0.1 }), [...Map.groupBy(front, (r) => (metric === "accuracy" ? r.suite : null)).values()].map((alike) => frontLine(alike.map(at), width - right)),
+    many && cloud(usable, at, onSelect), hoped && forecastOf(hoped, metric, x, y), marks, coming.map((w) => waitingMark(w, x, y)), others.map((o) => publishedMark(o, x, y, width)));
+}
 
-  const axes = svg("g", { class: "axis" },
+function axes({ x, y, width, height, left, right, bottom, metric, log, fine }) {
+  return svg("g", { class: "axis" },
     y.ticks(7).map((t) => [
       svg("line", { x1: left, x2: width - right, y1: y(t), y2: y(t), class: "grid" }),
-      svg("text", { x: left - 8, y: y(t), "text-anchor": "end", "dominant-baseline": "central" }, metric === "accuracy" ? percent(t, high - low < 0.1 ? 1 : 0) : t.toFixed(2)),
+      svg("text", { x: left - 8, y: y(t), "text-anchor": "end", "dominant-baseline": "central" }, metric === "accuracy" ? percent(t, fine ? 1 : 0) : t.toFixed(2)),
     ]),
     x.ticks(width < 520 ? 4 : 8).map((t) => [
       svg("line", { x1: x(t), x2: x(t), y1: height - bottom, y2: height - bottom + 5, class: "tick" }),
-      svg("text", { x: x(t), y: height - bottom + 18, "text-anchor": "middle" }, money(t)),
+      svg("text", { x: x(t), y: height - bottom + 18, "text-anchor": "middle" }, axisMoney(t)),
     ]),
     svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "tick" }),
-    svg("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "axis-label" }, `Cost of the whole run, USD${log ? " (log scale)" : ""}`),
-  );
-  const steps = front.flatMap((r, i) => (i ? [[x(r.cost_usd), y(front[i - 1][metric])], [x(r.cost_usd), y(r[metric])]] : [[x(r.cost_usd), y(r[metric])]]));
-  if (steps.length) steps.push([width - right, steps.at(-1)[1]]);
-  const marks = [...usable].sort((a, b) => front.includes(a) - front.includes(b)).map((r) => point(r, {
-    cx: x(r.cost_usd), cy: y(r[metric]), top: y(r[metric] + half(r)), bottom: y(r[metric] - half(r)), hasError: half(r) > 0,
-    best: front.includes(r), selected: r === selected, onSelect, metric, format,
-  }));
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${label} against cost, one mark per run; the same numbers are in the table of runs` },
-    axes, svg("polyline", { points: steps.map((p) => p.join(",")).join(" "), class: "front" }), marks);
+    svg("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "axis-label" }, `Cost of the whole run, USD${log ? " (log scale)" : ""}`));
 }
 
-function point(run, { cx, cy, top, bottom, hasError, best, selected, onSelect, metric, format }) {
+function frontLine(places, end) {
+  const steps = places.flatMap((p, i) => (i ? [[p[0], places[i - 1][1]], p] : [p]));
+  return svg("polyline", { points: [...steps, [end, steps.at(-1)[1]]].map((p) => p.join(",")).join(" "), class: "front" });
+}
+
+// Thousands of runs are one element; the one nearest to the pointer is shown and can be chosen. By keyboard they are chosen in the table and the list of runs.
+function cloud(runs, at, onSelect) {
+  const places = runs.map(at);
+  const nearest = (event) => {
+    const box = event.currentTarget.ownerSVGElement.getBoundingClientRect(), px = event.clientX - box.left, py = event.clientY - box.top;
+    let found = -1, distance = 144;
+    places.forEach(([x, y], i) => { const d = (x - px) ** 2 + (y - py) ** 2; if (d < distance) { found = i; distance = d; } });
+    return found;
+  };
+  const show = (event) => {
+    const i = nearest(event), box = event.currentTarget.ownerSVGElement.getBoundingClientRect();
+    if (i < 0) return;
+    const [x, y] = places[i];
+    showTip([runLabel(runs[i]), `Cost: ${usd(runs[i].cost_usd)}, accuracy ${percent(runs[i].accuracy)}, loss ${nats(runs[i].loss)}`, runs[i].run_id],
+      { getBoundingClientRect: () => new DOMRect(box.left + x - 5, box.top + y - 5, 10, 10) });
+  };
+  return svg("path", { class: "cloud", "aria-hidden": "true", d: places.map(([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}h0`).join(""), onmousemove: show, onmouseleave: hideTip, onclick: (e) => { const i = nearest(e); if (i >= 0) onSelect(runs[i]); } });
+}
+
+const diamond = (x, y, r) => `M${x} ${y - r}l${r} ${r}l${-r} ${r}l${-r} ${-r}z`;
+
+// What the selected run was forecast to reach and cost, joined to what it did.
+function forecastOf(run, metric, x, y) {
+  const { format } = METRICS[metric], fx = x(run.cost_forecast_usd), fy = y(run[`${metric}_forecast`]);
+  const lines = [`Forecast of ${runLabel(run)}`, `${METRICS[metric].label}: ${format(run[`${metric}_forecast`])}, became ${format(run[metric])}`, `Cost: ${usd(run.cost_forecast_usd)}, became ${usd(run.cost_usd)}`];
+  return svg("g", { class: "forecast-point", role: "img", ...tipped(lines) }, svg("line", { x1: fx, y1: fy, x2: x(run.cost_usd), y2: y(run[metric]) }), svg("path", { d: diamond(fx, fy, 6.5) }));
+}
+
+function waitingMark(w, x, y) {
+  const lines = [`${w.recipe}: forecast, not trained`, `Accuracy: ${percent(w.accuracy_forecast)} (95 %: ${percent(w.accuracy_low)} to ${percent(w.accuracy_high)})`, `Cost of the whole run: ${usd(w.cost_usd)}`, w.on_front ? "On the predicted Pareto front" : "Dominated"];
+  const cx = x(w.cost_usd);
+  return svg("g", { class: "forecast-point waiting", role: "img", "data-recipe": w.recipe, ...tipped(lines) },
+    svg("line", { x1: cx, x2: cx, y1: y(w.accuracy_low), y2: y(w.accuracy_high), class: "interval" }), svg("path", { d: diamond(cx, y(w.accuracy_forecast), 6.5) }));
+}
+
+function publishedMark(o, x, y, width) {
+  const lines = [`${o.name}: published, not measured here`, `${o.benchmark}: ${percent(o.score)}`, `Training compute at these prices: $${count(o.cost)} ($${count(o.low)} to $${count(o.high)})`];
+  const cx = x(o.cost), cy = y(o.score), end = cx > width * 0.7;
+  return svg("g", { class: "published", role: "img", "data-name": o.name, ...tipped(lines) },
+    svg("line", { x1: x(o.low), x2: x(o.high), y1: cy, y2: cy }), svg("rect", { x: cx - 5, y: cy - 5, width: 10, height: 10 }),
+    width >= 520 && svg("text", { x: cx + (end ? -9 : 9), y: cy - 8, "text-anchor": end ? "end" : "start" }, o.name));
+}
+
+function point(run, { cx, cy, top, bottom, hasError, best, selected, onSelect, metric }) {
+  const { format } = METRICS[metric];
   const champion = (run.aliases ?? []).includes("champion");
   const lines = [
     `${run.recipe}${run.model_version ? `, model version ${run.model_version}` : ""}${champion ? ", champion" : ""}`,
@@ -128,7 +193,7 @@ function star(cx, cy, r) {
 
 // -- forecast beside outcome: one row per metric, each on its own scale
 
-const OUTCOMES = {
+export const OUTCOMES = {
   loss: ["Held-out loss", nats], accuracy: ["Accuracy", percent], cost_usd: ["Cost of training", usd], wall_seconds: ["Training time", seconds],
 };
 
@@ -186,7 +251,7 @@ export function costBars(runs, { width, share, selected, onSelect }) {
     }));
 }
 
-const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+export const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 export const runLabel = (run) => cut(`${run.recipe}${run.model_version ? ` v${run.model_version}` : ""}`, 40);
 
 // [stage, dollars, wasted?] in the order of the pipeline; a stage's wasted part follows its useful part.

@@ -2,19 +2,26 @@
 
 import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, segments, Z95 } from "./charts.js";
 import { count, el, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+import { decisionCards, publishedCard } from "./decision.js";
+import { csvLink, filterBar, isFiltered, matches, NO_FILTER, rowsOf } from "./filters.js";
 import { aboutProposals, proposals } from "./proposals.js";
 
 const query = new URLSearchParams(location.search);
-const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null, proposed: new Map() };
+const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null, proposed: new Map(), filter: NO_FILTER, budget: null, published: "", rows: 100 };
+const FIGURES = ["runs", "spend", "wasted", "budget", "calibration", "next", "published"];
+const BENCHMARKS = { gauntlet: "Gauntlet v0.3", mmlu: "MMLU, 5-shot" };
+const MOST_LISTED = 200;
 const main = document.getElementById("main");
 
 async function load() {
   main.setAttribute("aria-busy", "true");
   try {
-    state.data = await getJson("api/runs");
+    const answer = await getJson("api/runs");
+    state.data = { ...answer, ...Object.fromEntries(FIGURES.map((name) => [name, rowsOf(answer[name])])) };
     state.proposed.clear();
     await select();
     draw();
+    await inFull(state.selected);
   } catch (error) {
     document.getElementById("lede").textContent = "The numbers could not be read.";
     main.replaceChildren(el("section", { class: "card notice", role: "alert" }, el("h2", null, "Nothing to show"), el("p", null, error.message)));
@@ -52,6 +59,17 @@ async function sameWork(dag, run, runs) {
   return runs.find((r) => r.run_keys?.train === key) ?? null;
 }
 
+// The list of runs is short of what only one shown needs: checks, scores, gates, forecast rows. They are read when a run is chosen.
+async function inFull(run) {
+  if (!run || run.checks) return;
+  try {
+    Object.assign(run, await getJson(`api/run?key=${encodeURIComponent(run.key)}`));
+  } catch (error) {
+    run.problem = error.message;
+  }
+  if (state.selected === run) { const refocus = keptFocus(); draw(); refocus(false); }
+}
+
 function choose(run) {
   hideTip();
   const focused = document.activeElement?.dataset?.run;
@@ -59,35 +77,44 @@ function choose(run) {
   state.note = null;
   state.otherChecks = null;
   draw();
+  inFull(run);
   if (focused) main.querySelector(`[data-run="${CSS.escape(run.run_id)}"]`)?.focus();
 }
 
 // -- the whole page
 
 function draw() {
-  const { runs } = state.data;
+  const focused = document.activeElement?.dataset?.run;
+  const runs = shownRuns();
   drawHeader(runs);
   const run = state.selected;
-  if (!runs.length) {
+  if (!state.data.runs.length) {
     main.replaceChildren(...note(), emptyState(), ...(state.otherChecks ? [checksCard(state.otherChecks, "of this DAG run")] : []));
     return;
   }
+  const ui = { card, plot, table, legend, toggle, switchTo };
   main.replaceChildren(
-    ...note(), tiles(runs), scatterCard(runs), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run), proposalsCard(run),
+    ...note(), filterBar(state.data.runs, state.data.spend, state.filter, (filter) => switchTo({ filter, rows: 100 })()), tiles(runs), scatterCard(runs),
+    ...decisionCards(state.data, runs, state, ui), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run), proposalsCard(run), publishedCard(state.data, ui),
     checksCard(state.otherChecks ?? run.checks ?? [], state.otherChecks ? "of this DAG run" : `of ${runLabel(run)} and its corpus`), runsCard(runs),
   );
   fitCharts();
+  if (focused && document.activeElement === document.body) main.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
+
+const shownRuns = () => (isFiltered(state.filter) ? state.data.runs.filter((r) => matches(r, state.filter)) : state.data.runs);
 
 function drawHeader(runs) {
   const { environment, currency } = state.data;
   document.getElementById("lede").textContent = runs.length
-    ? `${runs.length} ${runs.length === 1 ? "model build" : "model builds"} in environment “${environment}”. Costs are resources held × list prices (${currency}), every attempt included; not an invoice.`
-    : "No model has been built yet.";
+    ? `${runs.length === state.data.runs.length ? "" : `${runs.length} of `}${state.data.runs.length} ${state.data.runs.length === 1 ? "model build" : "model builds"} in environment “${environment}”. Costs are resources held × list prices (${currency}), every attempt included; not an invoice.`
+    : state.data.runs.length ? "No model build is within the filter." : "No model has been built yet.";
   const picker = document.getElementById("run-picker");
-  picker.closest("label").hidden = runs.length < 2;
-  picker.replaceChildren(...runs.map((r, i) => el("option", { value: i, selected: r === state.selected }, `${runLabel(r)} · ${shortRun(r.run_id)}`)));
-  picker.onchange = () => choose(runs[Number(picker.value)]);
+  const listed = runs.slice(-MOST_LISTED);
+  if (state.selected && !listed.includes(state.selected)) listed.unshift(state.selected);
+  picker.closest("label").hidden = listed.length < 2;
+  picker.replaceChildren(...listed.map((r, i) => el("option", { value: i, selected: r === state.selected }, `${runLabel(r)} · ${shortRun(r.run_id)}`)));
+  picker.onchange = () => choose(listed[Number(picker.value)]);
 }
 
 const note = () => (state.note ? [el("p", { class: "card notice" }, state.note)] : []);
@@ -146,17 +173,27 @@ function cheapestAsGood(runs, best) {
 function scatterCard(runs) {
   const controls = [
     ...Object.keys(METRICS).map((m) => toggle(m === "loss" ? "Loss" : "Accuracy", state.metric === m, switchTo({ metric: m }))),
-    el("span", { class: "gap" }), toggle("Log cost", state.log, switchTo({ log: !state.log })),
+    el("span", { class: "gap" }), toggle("Log cost", state.log, switchTo({ log: !state.log })), el("span", { class: "gap" }),
+    ...Object.entries(BENCHMARKS).map(([name, label]) => toggle(`Published: ${label}`, state.published === name, switchTo({ published: state.published === name ? "" : name, metric: "accuracy" }))),
+    csvLink("cost-vs-accuracy", state.filter),
   ];
-  const front = paretoFront(runs, state.metric).length;
-  return card("Runs", `Each mark is one run; bars are 95 % intervals of accuracy, ★ is the champion. The line joins the ${front} on the Pareto front, dominated runs are dimmed.`, controls,
-    plot((width) => scatter(runs, { width, metric: state.metric, log: state.log, selected: state.selected, onSelect: choose })));
+  const front = paretoFront(runs, state.metric).length, suites = new Set(runs.map((r) => r.suite).filter(Boolean)).size;
+  const about = [
+    `Each mark is one run; bars are 95 % intervals of accuracy, ★ is the champion. The line joins the ${front} on the Pareto front, dominated runs are dimmed. ◇ is a forecast: of the selected run, or of a recipe that is not trained.`,
+    suites > 1 && state.metric === "accuracy" && ` ${suites} suites are shown, each with its own front: their scores cannot be compared.`,
+    state.published && ` ■ are published scores of ${BENCHMARKS[state.published]}, another suite than any here, at the price of their training compute.`,
+  ];
+  const published = state.data.published.filter((m) => isNumber(m.cost_usd) && isNumber(m[state.published])).map((m) => (
+    { name: m.name, benchmark: BENCHMARKS[state.published], score: m[state.published], cost: m.cost_usd, low: m.cost_low, high: m.cost_high }));
+  const waiting = state.data.next.filter((w) => matches(w, state.filter));
+  return card("Runs", about.filter(Boolean).join(""), controls,
+    plot((width) => scatter(runs, { width, metric: state.metric, log: state.log, selected: state.selected, onSelect: choose, waiting, published })));
 }
 
 function forecastCard(run) {
   const body = run.forecast?.length
     ? [plot((width) => forecastRows(run, width)), legend([["band", "95 % interval"], ["predicted", "forecast"], ["naive", "as the best proxy"], ["outcome", "outcome"]])]
-    : [el("p", { class: "empty" }, "This run has no recorded forecast.")];
+    : [el("p", { class: "empty" }, run.problem ?? (run.checks ? "This run has no recorded forecast." : "Reading…"))];
   return card("Forecast against outcome", `${runLabel(run)}: written down and hashed before the money was spent.`, null, ...body);
 }
 
@@ -241,7 +278,7 @@ function checksCard(checks, about) {
 
 function runsCard(runs) {
   const head = ["Run", "Recipe", "Model", "Tokens", "Active / total", "Cost", "Wasted", "Time", "Loss (forecast)", "Accuracy", "Checks", "Status"];
-  const rows = [...runs].reverse().map((r) => ({
+  const rows = runs.slice(-state.rows).reverse().map((r) => ({
     selected: r === state.selected,
     cells: [
       el("span", { class: "links" }, el("button", { type: "button", class: "link", title: r.run_id, onclick: () => choose(r) }, shortRun(r.run_id)), r.run_id.startsWith("by-hand") ? null
@@ -251,7 +288,8 @@ function runsCard(runs) {
       `${r.checks_passed ?? MISSING} ok, ${r.checks_failed ?? MISSING} failed`, [r.status, ...(r.aliases ?? [])].join(", "),
     ],
   }));
-  return card("All runs as a table", "The numbers behind the charts, newest first.", null, table(head, rows, "numbers"));
+  const more = runs.length > state.rows && el("button", { type: "button", "data-keep": "more-runs", onclick: switchTo({ rows: state.rows + 400 }) }, `Show 400 more of ${runs.length}`);
+  return card("All runs as a table", "The numbers behind the charts, newest first.", csvLink("cost-vs-accuracy", state.filter), table(head, rows, "numbers"), more);
 }
 
 function table(head, rows, kind) {
