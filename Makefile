@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu kills up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills up down status clean lock
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -54,6 +54,9 @@ bench-forecast: setup ## Forecast our own CPU recipes at 30x their proxies, then
 
 kills: setup ## SIGKILL a training's worker, controller, stage and Ray head at random steps (KILLS=10 of each, SEED=1); the same model each time?
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_kills.py -s -q -o python_files='bench_*.py'
+
+bench-page: setup ## Measure the page "Cost vs accuracy" over 10,000 builds (MOELINE_BENCH_RUNS=10000)
+	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_page.py -s -q -o python_files='bench_*.py' -o timeout=1800
 
 up: setup ## Start the platform
 	@$(bin)/moeline up

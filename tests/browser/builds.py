@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.contract import StageResult
 from jobs.environment import Environment, Resources
@@ -30,15 +32,20 @@ class Build:
     category: str = "language"
     failed_rule: str = ""
     promoted: bool = False
+    day: float | None = None  # after 1 November 2026; None: its number
 
     def key(self, stage: str) -> str:
         return f"{stage}-{self.number:04d}".ljust(32, "0")
 
 
-def write(env: Environment, build: Build) -> None:
-    """Record ``build`` as if its stages had run: results, charges, forecast, scores, checks, registration."""
+Append = Callable[[Environment, str, list[dict[str, Any]]], None]
+Record = Callable[[Environment, StageResult], None]
+
+
+def write(env: Environment, build: Build, *, append: Append = delta.append, record: Record = results.record) -> None:
+    """Record ``build`` as if its stages had run: results, charges, forecast, scores, checks, registration. ``append``, ``record``: to write many at once."""
     sequences = f"sequences@{build.number}"
-    finished = dt.datetime(2026, 11, 1, tzinfo=dt.UTC) + dt.timedelta(days=build.number)
+    finished = dt.datetime(2026, 11, 1, tzinfo=dt.UTC) + dt.timedelta(days=build.number if build.day is None else build.day)
     run_id = build.dag_run_id or f"manual__{finished.isoformat()}"
     for stage in STAGES:
         reads = {"forecast": {"sequences": sequences}, "train": {"sequences": sequences}, "evaluate": {"checkpoints": f"checkpoints@{build.number}"}}
@@ -47,19 +54,19 @@ def write(env: Environment, build: Build) -> None:
         metrics = {"checks_passed": 3, "checks_failed": 1 if build.failed_rule and stage == "train" else 0}
         if stage == "train":
             metrics |= {"held_out_loss": build.loss, "unigram_loss": 7.5, "tokens": 1_200_000, "params_total": 2_300_000, "params_active": 1_100_000}
-        cost = _charge(env, build, stage, finished, run_id)
+        cost = _charge(env, build, stage, finished, run_id, append)
         ended = finished - dt.timedelta(minutes=10) if stage == "forecast" else finished
-        results.record(
+        record(
             env,
             StageResult(
                 stage=stage, run_key=build.key(stage), recipe=build.recipe, interval=None, inputs=reads[stage], outputs=writes, metrics=metrics,
                 cost_usd=cost, wall_seconds=100.0, finished_at=ended.strftime("%Y-%m-%dT%H:%M:%SZ"),
             ),
         )  # fmt: skip
-    _forecast(env, build)
-    _scores(env, build)
-    _checks(env, build, finished)
-    _registration(env, build, finished)
+    _forecast(env, build, append)
+    _scores(env, build, append)
+    _checks(env, build, finished, append)
+    _registration(env, build, finished, append)
 
 
 def forecast_only(env: Environment, build: Build) -> None:
@@ -77,7 +84,7 @@ def forecast_only(env: Environment, build: Build) -> None:
     _forecast(env, build)
 
 
-def _charge(env: Environment, build: Build, stage: str, finished: dt.datetime, run_id: str) -> float:
+def _charge(env: Environment, build: Build, stage: str, finished: dt.datetime, run_id: str, append: Append = delta.append) -> float:
     hours = {"train": build.core_hours, "forecast": build.core_hours * 0.3}.get(stage, build.core_hours * 0.05)
     tries = [("succeeded", hours)] if stage != "train" or not build.wasted_hours else [("killed", build.wasted_hours), ("succeeded", hours)]
     end = finished.timestamp()
@@ -87,11 +94,11 @@ def _charge(env: Environment, build: Build, stage: str, finished: dt.datetime, r
             task_id=stage, try_number=number, attempt_id=f"{build.number}-{stage}-{number}",
         )  # fmt: skip
         row = ledger.charge_row(env, attempt, end, outcome)
-        delta.append(env, "costs", [row])
+        append(env, "costs", [row])
     return float(row["BilledCost"])
 
 
-def _forecast(env: Environment, build: Build) -> None:
+def _forecast(env: Environment, build: Build, append: Append = delta.append) -> None:
     reached = {"loss": build.loss, "accuracy": build.accuracy, "cost_usd": build.core_hours * env.prices.core_hour, "wall_seconds": 100.0}
     common = {
         "target": "{}",
@@ -107,20 +114,20 @@ def _forecast(env: Environment, build: Build) -> None:
         for metric, value in reached.items()
         if value is not None
     ]  # fmt: skip
-    delta.append(env, "forecasts", rows)
+    append(env, "forecasts", rows)
 
 
-def _scores(env: Environment, build: Build) -> None:
+def _scores(env: Environment, build: Build, append: Append) -> None:
     common = {"run_key": build.key("evaluate"), "model": "0" * 16, "shots": 0, "metric": "accuracy", "stderr": 0.02, "chance": 0.25, "best_constant": 0.27,
               "n_contaminated": 0, "n": 400}  # fmt: skip
     named = [("**", "average", build.accuracy)]
     named += [("*", name, build.accuracy + 0.05 * i) for i, name in enumerate((build.category, *CATEGORIES[1:]))]
     named += [(f"task {i}", name, build.accuracy + 0.05 * i) for i, name in enumerate((build.category, *CATEGORIES[1:]))]
     rows = [{**common, "benchmark": b, "category": c, "accuracy": a, "score": (a - 0.27) / 0.73} for b, c, a in named]
-    delta.append(env, "scores", rows)
+    append(env, "scores", rows)
 
 
-def _checks(env: Environment, build: Build, when: dt.datetime) -> None:
+def _checks(env: Environment, build: Build, when: dt.datetime, append: Append) -> None:
     base = {"checked_at": when, "run_key": build.key("train"), "stage": "train", "attempt_id": f"{build.number}-train-1", "table_name": "checkpoints",
             "table_version": build.number, "severity": "error", "observed": "{}", "failed_rows": 0}  # fmt: skip
     rows = [{**base, "rule": f"ExpectColumnValuesToNotBeNull({column})", "passed": True} for column in ("uri", "sha256", "step")]
@@ -132,14 +139,14 @@ def _checks(env: Environment, build: Build, when: dt.datetime) -> None:
             "where_rejected": f"_rejected/{build.failed_rule}",
         }
         rows.append({**base, "rule": build.failed_rule, **broken})
-    delta.append(env, "checks", rows)
+    append(env, "checks", rows)
 
 
-def _registration(env: Environment, build: Build, when: dt.datetime) -> None:
+def _registration(env: Environment, build: Build, when: dt.datetime, append: Append) -> None:
     gates = [{"gate": f"{build.category}: accuracy above both baselines", "observed": build.accuracy, "limit": 0.27, "passed": build.accuracy > 0.27}]
     row = {"run_key": build.key("register"), "model_name": "moeline", "model_version": str(build.number), "aliases": ["champion"] if build.promoted else [],
            "promoted": build.promoted, "gates": json.dumps(gates), "moved_by": "gates", "lineage": "{}", "registered_at": when}  # fmt: skip
-    delta.append(env, "registrations", [row])
+    append(env, "registrations", [row])
 
 
 def hostile(text: str, number: int) -> Build:

@@ -17,7 +17,8 @@ from jobs.services import report
 pytestmark = pytest.mark.integration
 
 ROUTES = (
-    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "static/decision.js", "api/runs", "api/run?key=x", "api/figure.csv?name=spend", "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
+    "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "static/decision.js", "api/runs", "api/run?key=x", "api/figure.csv?name=spend",
+    "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
     "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y", "corpus", "api/corpus", "api/corpus.csv",
     "training", "api/trainings", "api/training?run_key=x",
 )  # fmt: skip
