@@ -124,10 +124,13 @@ def forecasts(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, A
 
 
 def bucketed(rows: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, dict[str, list[float]]]]:
-    """``spend`` by day, week (from Monday) or month, whichever gives at most 40 columns: its unit, and [usd, wasted] by bucket and phase."""
+    """``spend`` by day, week (from Monday) or month, the first that gives at most 40 columns (months however many).
+
+    Returns the unit, and [usd, wasted] by bucket and phase.
+    """
     days = sorted({r["day"] for r in rows})
     span = (dt.date.fromisoformat(days[-1]) - dt.date.fromisoformat(days[0])).days + 1 if days else 0
-    unit = "day" if span <= MOST_BUCKETS else "week" if span <= 7 * MOST_BUCKETS else "month"
+    unit = "day" if span <= MOST_BUCKETS else "week" if span <= 7 * (MOST_BUCKETS - 1) else "month"
     found: dict[str, dict[str, list[float]]] = {}
     for r in rows:
         date = dt.date.fromisoformat(r["day"])

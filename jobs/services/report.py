@@ -171,7 +171,7 @@ def state(env: Environment) -> tuple[Any, ...] | None:
     now = time.time_ns()
     if max(changed) > now - SETTLED_NS:
         return None  # folder times are coarse: another change may get the same one
-    return (str(env.home), env.name, hash(repr(env.prices)), hash(repr(env.budgets)), now // (3600 * 10**9), changed)
+    return (str(env.home), env.name, hash(repr((env.prices, env.resources, env.budgets))), now // (3600 * 10**9), changed)
 
 
 def named(records: Records, name: str) -> dict[str, Any]:

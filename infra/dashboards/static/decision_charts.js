@@ -13,11 +13,11 @@ export const phaseClass = (phase) => `phase-${ORDER.includes(phase) ? phase : "o
 const DAY = 86400000;
 const start = { day: (d) => d, week: (d) => new Date(d - ((d.getUTCDay() + 6) % 7) * DAY), month: (d) => new Date(Date.UTC(d.getUTCFullYear(), d.getUTCMonth(), 1)) };
 
-// Days, weeks from Monday, or months: whichever gives at most 40 columns. As jobs/report_figures.py has it.
+// Days, weeks from Monday, or months: the first that gives at most 40 columns (months however many). As jobs/report_figures.py has it.
 export function buckets(rows) {
   const days = rows.map((r) => r.day).sort();
   const span = days.length ? (Date.parse(days.at(-1)) - Date.parse(days[0])) / DAY + 1 : 0;
-  const unit = span <= MOST_COLUMNS ? "day" : span <= 7 * MOST_COLUMNS ? "week" : "month";
+  const unit = span <= MOST_COLUMNS ? "day" : span <= 7 * (MOST_COLUMNS - 1) ? "week" : "month";
   const found = new Map();
   for (const row of rows) {
     const key = start[unit](new Date(row.day)).toISOString().slice(0, 10);
