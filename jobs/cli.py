@@ -282,8 +282,7 @@ def _add_commands(commands: Any) -> None:
     theirs = commands.add_parser("lm-eval", help=about, prefix_chars="\0", add_help=False)
     theirs.add_argument("rest", nargs=argparse.REMAINDER)
     theirs.set_defaults(action=_lm_eval, json=False, debug=False, env=None, home=None)
-    _add_gauntlet(commands)
-    _add_costs(commands)
+    _add_groups(commands)
 
 
 def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -304,19 +303,16 @@ def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reads.add_argument("--steps", type=int, default=1, metavar="K", help="number of steps (default: 1)")
 
 
-def _add_gauntlet(commands: Any) -> None:
-    from jobs import gauntlet_data
+def _add_groups(commands: Any) -> None:
+    """Commands that have actions of their own."""
+    from jobs import costs_command, gauntlet_data, model_command
 
-    about = "Foundry's evaluation data: fetch it, check it."
-    group = commands.add_parser("gauntlet", help=about, description=about)
-    gauntlet_data.add_to(group.add_subparsers(dest="gauntlet_action", required=True, metavar="ACTION"), _leaf)
-
-
-def _add_costs(commands: Any) -> None:
-    from jobs import costs_command
-
-    group = commands.add_parser("costs", help=costs_command.ABOUT, description=costs_command.ABOUT)
-    costs_command.add_to(group.add_subparsers(dest="costs_action", required=True, metavar="ACTION"), _leaf)
+    for name, module, about in (
+        ("gauntlet", gauntlet_data, "Foundry's evaluation data: fetch it, check it."), ("costs", costs_command, costs_command.ABOUT),
+        ("model", model_command, model_command.ABOUT),
+    ):  # fmt: skip
+        group = commands.add_parser(name, help=about, description=about)
+        module.add_to(group.add_subparsers(dest=f"{name}_action", required=True, metavar="ACTION"), _leaf)
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

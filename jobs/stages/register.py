@@ -1,6 +1,7 @@
-"""Register: a model version in MLflow with weights, tokenizer, config, pyfunc and lineage; champion only if the gates pass.
+"""Register: a model version in MLflow with weights, tokenizer, config, card, pyfunc and lineage; champion only if the gates pass.
 
-Change here: what is stored with a version. Not here: promotion thresholds (expectations/gates.py), how MLflow is talked to.
+Change here: what is stored with a version. Not here: promotion thresholds (expectations/gates.py), what the card says (jobs/model_card.py), how MLflow is
+talked to.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jobs.contract import MoelineError, StageOutput, StageResult, Tools
 ENGINE = "arrow"
 READS = {"checkpoints": "all", "scores": "all", "responses": "all", "verdicts": "all", "forecasts": "all"}
 WRITES = ("registrations",)
-REVISION = 2
+REVISION = 3
 _LONGEST_TAG = 8000  # characters, MLflow's limit
 
 
@@ -30,7 +31,7 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     lineage = tools.lineage()
     candidate = _candidate(config, inputs["scores"].to_table().to_pylist(), lineage)
     api = registry.client(tools.env)
-    folder = _model_folder(checkpoint, tools)
+    folder = _model_folder(checkpoint, tools, config.model_name)
     tools.progress(1, 3, "model folder written and loaded back")
     story = _lineage_json(lineage, checkpoint, tools)
     tags = {"recipe": tools.recipe, "checkpoint_sha256": checkpoint["sha256"], "cost_usd": f"{candidate.cost_usd:.6f}", "accuracy": f"{candidate.accuracy:.4f}"}
@@ -82,8 +83,8 @@ def _candidate(config: RegisterConfig, scores: list[dict[str, Any]], lineage: Ma
     )  # fmt: skip
 
 
-def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
-    """An MLflow model folder: Hugging Face DBRX layout inside, pyfunc as code, signature; loaded back once before it may be registered."""
+def _model_folder(checkpoint: Mapping[str, Any], tools: Tools, model_name: str) -> Path:
+    """An MLflow model folder: Hugging Face DBRX layout and card inside, pyfunc as code; loaded back once before it may be registered."""
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -94,6 +95,7 @@ def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
 
     exported = Path(tools.scratch) / "huggingface"
     _export(checkpoint, tools, exported)
+    (exported / "README.md").write_text(_card(tools, model_name))
     folder = Path(tools.scratch) / "mlflow_model"
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]), params=ParamSchema([ParamSpec("max_new_tokens", "long", 32)])
@@ -106,6 +108,13 @@ def _model_folder(checkpoint: Mapping[str, Any], tools: Tools) -> Path:
     if len(answer) != 1 or not isinstance(answer[0], str):
         raise MoelineError(f"The exported model answered {answer!r} to a prompt; it must give one string. Nothing was registered.")
     return folder
+
+
+def _card(tools: Tools, model_name: str) -> str:
+    """The model card. Its version number and its gates are not known yet: `moeline model card` adds them."""
+    from jobs import model_card, model_card_text
+
+    return model_card_text.render(model_card.facts(tools.env, tools.inputs_read, model_name=model_name))
 
 
 def _export(checkpoint: Mapping[str, Any], tools: Tools, folder: Path) -> None:
