@@ -220,7 +220,7 @@ def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
 def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import lm_eval_command
 
-    return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers")
+    return lm_eval_command.run(arguments.rest, env.artifacts / "tokenizers", env.home)
 
 
 def _leaf(commands: Any, name: str, action: Callable[[argparse.Namespace, Any], Any], about: str) -> argparse.ArgumentParser:

@@ -115,7 +115,7 @@ def arguments(
     }  # fmt: skip
 
 
-def opened(settings: Mapping[str, Any], known_tokenizers: Path | None = None) -> dict[str, Any]:
+def opened(settings: Mapping[str, Any], known_tokenizers: Path | None = None, home: Path | None = None) -> dict[str, Any]:
     """``arguments`` from --model_args. Raises MoelineError naming an argument that is unknown or a folder that is no model."""
     given = {k: v for k, v in settings.items() if k not in _LM_EVALS_OWN}
     if unknown := sorted(set(given) - set(_ARGUMENTS)):
@@ -127,7 +127,11 @@ def opened(settings: Mapping[str, Any], known_tokenizers: Path | None = None) ->
             raise MoelineError(f"--model_args {name}={given[name]}: it must be a {'yes or no (True, False)' if wanted is bool else 'number of tokens'}.")
     tokenizer, length = given.get("tokenizer"), given.get("max_length")
     found = folders.find(
-        Path(str(given["pretrained"])), tokenizer=Path(str(tokenizer)) if tokenizer else None, max_seq_len=length, known_tokenizers=known_tokenizers
+        Path(str(given["pretrained"])),
+        tokenizer=Path(str(tokenizer)) if tokenizer else None,
+        max_seq_len=length,
+        known_tokenizers=known_tokenizers,
+        home=home,
     )
     device, dtype = str(given.get("device") or found.device), str(given.get("dtype") or found.dtype)
     if dtype not in _DTYPES or (found.kind != folders.OUTSIDE and dtype != "float32"):
@@ -146,19 +150,19 @@ def registered() -> type:
 
     def of_folder(self: Any, **settings: Any) -> None:
         try:
-            lm_class().__init__(self, **opened(settings, type(self).known_tokenizers))  # type: ignore[attr-defined,misc]
+            lm_class().__init__(self, **opened(settings, type(self).known_tokenizers, type(self).home))  # type: ignore[attr-defined,misc]
         except ValueError as error:  # models know nothing of jobs' errors
             raise MoelineError(f"{settings.get('pretrained')}: {error}") from error
 
-    return register_model(MODEL)(type("MoelineFolderLM", (lm_class(),), {"__init__": of_folder, "known_tokenizers": None}))
+    return register_model(MODEL)(type("MoelineFolderLM", (lm_class(),), {"__init__": of_folder, "known_tokenizers": None, "home": None}))
 
 
-def run(given: Sequence[str], known_tokenizers: Path | None = None) -> None:
+def run(given: Sequence[str], known_tokenizers: Path | None = None, home: Path | None = None) -> None:
     """Run lm_eval's command line with ``given``. Raises MoelineError for what lm_eval cannot do; SystemExit as lm_eval raises it."""
     require()
     from lm_eval.__main__ import cli_evaluate
 
-    registered().known_tokenizers = known_tokenizers  # type: ignore[attr-defined]
+    registered().known_tokenizers, registered().home = known_tokenizers, home  # type: ignore[attr-defined]
     before = sys.argv
     sys.argv = ["moeline lm-eval", *given]  # lm_eval reads its arguments there and nowhere else
     try:

@@ -20,12 +20,13 @@ _ONLY_ENDED_EARLY = ("ended_early", "steps_planned")  # else there is nothing to
 Facts = Mapping[str, Any]
 
 
-def render(facts: Facts, *, signing: str = "") -> str:
-    """The whole card. ``signing``: Markdown about the signature (jobs/services/model_signing.py), at the end."""
+def render(facts: Facts, *, public_key: bytes | None = None) -> str:
+    """The whole card. ``public_key`` (PEM): of the key this card is signed with, published on it."""
     version = "" if facts["version"] is None else f" version {plain(facts['version'])}"
     parts = [
         f"---\n{metadata(facts).to_yaml()}\n---\n\n# {plain(facts['name'])}{version}\n", _about(facts), _data(facts["data"]), _architecture(facts),
-        _training(facts), _forecast(facts), _scores(facts["scores"]), _failures(facts["failures"]), _cost(facts), _limits(), signing,
+        _training(facts), _forecast(facts), _scores(facts["scores"]), _failures(facts["failures"]), _cost(facts), _limits(),
+        _signature(public_key),
     ]  # fmt: skip
     return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
 
@@ -220,6 +221,19 @@ def _limits() -> str:
     return (
         f"## Limits\n\nSafety, bias and toxicity of what it writes: {MISSING}. The weights carry no licence of their own; those of the training data "
         "are under Data. Wherever a number was not taken, this card says so.\n"
+    )
+
+
+def _signature(public_key: bytes | None) -> str:
+    """How to check the signature. The key on a card proves nothing by itself: a forger would print another, so it is compared with one had elsewhere."""
+    if public_key is None:
+        return ""
+    from models import signature
+
+    return (
+        f"## Signature\n\nEvery file of this folder is signed (`{signature.FILE}`, OpenSSF Model Signing v1.0, ECDSA P-256). Key, sha256 of its PEM file:\n"
+        f"`{signature.fingerprint(public_key)}`. Compare it with what the registry or those who trained the model say, then check: `moeline model verify`,\n"
+        f"or `model_signing verify key FOLDER --signature FOLDER/{signature.FILE} --public_key {signature.KEY_FILE}`.\n\n```\n{public_key.decode()}```\n"
     )
 
 

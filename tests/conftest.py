@@ -17,7 +17,7 @@ settings.load_profile("fixed")
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """No test reads the settings of the person who runs it."""
-    for name in ("MOELINE_HOME", "MOELINE_ENV", "MOELINE_ATTEMPT", "GAUNTLET_DATA"):
+    for name in ("MOELINE_HOME", "MOELINE_ENV", "MOELINE_ATTEMPT", "MOELINE_MODEL_KEY", "GAUNTLET_DATA"):
         monkeypatch.delenv(name, raising=False)
 
 

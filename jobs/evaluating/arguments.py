@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+from jobs.contract import MoelineError
 
 ABOUT = "Score a model folder, or a served model, on Foundry's task files; resumes after a kill, and asks nothing twice. Needs no platform."
 
 
 def add_to(found: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
-    found.add_argument("--model", required=True, metavar="DIR_OR_URL", help="Hugging Face causal LM folder, our export or checkpoint, or http(s)://.../v1")
+    found.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="Hugging Face causal LM folder, our export or checkpoint, http(s)://.../v1, or a registered NAME/VERSION",
+    )
     found.add_argument("--suite", required=True, metavar="YAML", help="tasks or gauntlet YAML, or its name in DATA/yamls, such as v0.3")
     found.add_argument("--data", required=True, metavar="DIR", help="folder with local_data/ in Foundry's layout")
     found.add_argument("--out", required=True, metavar="DIR", help="scores.json, responses.parquet, report.md and the journal; the same again goes on")
@@ -34,6 +42,29 @@ def add_to(found: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], None]) -> dict[str, Any]:
     """Run the command; prints the report where no JSON is asked for."""
+    with _folder(arguments.model, env) as model:
+        return _evaluate(arguments, env, model, echo)
+
+
+@contextmanager
+def _folder(asked: str, env: Any) -> Iterator[str]:
+    """A registered version as a checked folder, for as long as it is evaluated; anything else as it is."""
+    from jobs import model_command, registered
+
+    try:
+        named = None if Path(asked).exists() else model_command.parse(asked)
+    except MoelineError:
+        named = None
+    if named is None:
+        yield asked
+        return
+    with tempfile.TemporaryDirectory(prefix="moeline-model-") as private:  # 0700
+        folder = Path(private) / "-".join(named)
+        registered.export(env, *named, folder)
+        yield str(folder)
+
+
+def _evaluate(arguments: argparse.Namespace, env: Any, model: str, echo: Callable[[str], None]) -> dict[str, Any]:
     from jobs.environment import Resources
     from jobs.evaluating import command, writing
 
@@ -45,7 +76,7 @@ def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], N
         return ray_connection.connected(env, Resources(cores=arguments.workers, memory_gib=0.0, gpus=torch.cuda.device_count()))
 
     options = command.Options(
-        model=arguments.model, suite=arguments.suite, data=Path(arguments.data), out=Path(arguments.out),
+        model=model, suite=arguments.suite, data=Path(arguments.data), out=Path(arguments.out),
         tasks=tuple(t.strip() for t in arguments.tasks.split(",") if t.strip()), max_items=arguments.max_items, mode=arguments.mode,
         batch_tokens=arguments.batch_tokens, workers=arguments.workers, max_seq_len=arguments.max_seq_len,
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
@@ -53,8 +84,9 @@ def evaluate(arguments: argparse.Namespace, env: Any, *, echo: Callable[[str], N
         lm_eval_include=Path(arguments.lm_eval_include) if arguments.lm_eval_include else None,
     )  # fmt: skip
     result = command.run(
-        options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", echo=echo, connect=connect
-    )
+        options, cache_folder=None if arguments.no_cache else env.home / "evaluations", tokenizers=env.artifacts / "tokenizers", home=env.home, echo=echo,
+        connect=connect,
+    )  # fmt: skip
     if not arguments.json:
         print((options.out / writing.REPORT).read_text(), end="")
     return result

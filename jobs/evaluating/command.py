@@ -89,7 +89,7 @@ def _score(benchmark: Benchmark, responses: Sequence[Response]) -> averages.Scor
 
 
 def run(
-    options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, echo: Callable[[str], None] = lambda _: None,
+    options: Options, *, cache_folder: Path | None, tokenizers: Path | None = None, home: Path | None = None, echo: Callable[[str], None] = lambda _: None,
     connect: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate and write ``options.out``; returns the content of scores.json. Raises MoelineError with what to do.
@@ -106,7 +106,7 @@ def run(
     asked = questions.load(options.suite, options.data, only=options.tasks, max_items=options.max_items, mode=options.mode, include=options.lm_eval_include)
     if not (asked.benchmarks or asked.lm_eval):
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
-    evaluated = _model(options, asked, tokenizers)
+    evaluated = _model(options, asked, tokenizers, home)
     # Nobody can see the weights of a served model, so its answers are never taken for those of another day.
     cache = answers.Cache(None if evaluated.kind == model.ENDPOINT else cache_folder)
     progress = writing.Progress(sum(map(len, asked.kept.values())), echo)
@@ -128,9 +128,9 @@ def run(
     return result
 
 
-def _model(options: Options, asked: questions.Questions, tokenizers: Path | None) -> model.EvaluatedModel:
+def _model(options: Options, asked: questions.Questions, tokenizers: Path | None, home: Path | None) -> model.EvaluatedModel:
     if not options.model.startswith(_URLS):
-        return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers)
+        return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers, home=home)
     from jobs.services.endpoint import CHARACTERS
 
     refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)] + [entry.label for entry in asked.lm_eval]

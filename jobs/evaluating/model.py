@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
+from jobs.services import signing_key
+from models import signature
 
 OWN, CHECKPOINT, OUTSIDE, ENDPOINT = "own", "checkpoint", "outside", "endpoint"
 DEFAULT_MAX_SEQ_LEN = 2048  # what Foundry's published scores were taken with; longer contexts change the few-shot scores
@@ -91,15 +93,20 @@ class RememberingEncoder:
         return self.encoder.decode(ids)
 
 
-def find(folder: Path, *, tokenizer: Path | None = None, max_seq_len: int | None = None, known_tokenizers: Path | None = None) -> EvaluatedModel:
+def find(
+    folder: Path, *, tokenizer: Path | None = None, max_seq_len: int | None = None, known_tokenizers: Path | None = None, home: Path | None = None
+) -> EvaluatedModel:  # fmt: skip
     """The model in ``folder``, identified but not loaded: reads config and tokenizer, and every weight once for its digest.
 
-    ``known_tokenizers``: where our checkpoints' tokenizers lie (a checkpoint holds none). Raises MoelineError naming what is wrong.
+    ``known_tokenizers``: where our checkpoints' tokenizers lie (a checkpoint holds none). A folder with a signature must bear it rightly, by a key that
+    ``home`` trusts; models from elsewhere have none. Raises MoelineError naming what is wrong.
     """
     from models.gauntlet import outside_models
 
     try:
         folder = folder.resolve(strict=True)
+        if (folder / signature.FILE).exists():
+            signing_key.verify(folder, home)
         if (folder / "state.json").is_file() and (folder / "manifest.json").is_file():
             return _checkpoint(folder, tokenizer, max_seq_len, known_tokenizers)
         config = outside_models.read_config(folder)

@@ -6,12 +6,14 @@ Everything is keyed by the run key, so a retry resumes its run and registers no 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.contract import MoelineError
 from jobs.environment import Environment
 
 if TYPE_CHECKING:
@@ -104,12 +106,30 @@ def register_folder(api: MlflowClient, *, run_id: str, folder: Path, model_name:
     existing = version_of_run_key(api, model_name, run_key)
     if existing is not None:
         return existing
-    api.log_artifacts(run_id, str(folder), artifact_path="model")
+    place = f"model-{run_key[:16]}"  # a folder of its own: a training that is registered again must not mix its files
+    api.log_artifacts(run_id, str(folder), artifact_path=place)
     try:
         api.create_registered_model(model_name, description="Mixture-of-experts language models made by moeline")
     except MlflowException as error:
         if "RESOURCE_ALREADY_EXISTS" not in str(error.error_code):
             raise
-    source = f"{api.get_run(run_id).info.artifact_uri}/model"
+    source = f"{api.get_run(run_id).info.artifact_uri}/{place}"
     version = api.create_model_version(model_name, source=source, run_id=run_id, tags={**tags, "run_key": run_key}, await_creation_for=60)
     return api.get_model_version(model_name, version.version)
+
+
+def fetch(env: Environment, model_name: str, version: str, into: Path) -> Path:
+    """A copy of a registered version's folder below ``into``; not checked yet. Raises MoelineError when the registry has none, or its files are gone."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    api = client(env)
+    try:
+        source = api.get_model_version(model_name, version).source
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(into), tracking_uri=api.tracking_uri))
+    except (MlflowException, OSError) as problem:
+        said = str(problem).splitlines()[0][:200]
+        raise MoelineError(
+            f"{model_name}/{version} cannot be fetched from the registry: {said}. Is the platform running (`moeline up`), the home right?"
+        ) from None

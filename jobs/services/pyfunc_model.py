@@ -1,23 +1,47 @@
-"""The registered model's pyfunc: prompts in, greedy continuations out. Stored as code (no pickle) beside safetensors weights."""
+"""The registered model's pyfunc: prompts in, greedy continuations out. Stored as code (no pickle) beside safetensors weights.
+
+It loads weights and tokenizer only as they were signed by a trusted key. Its own code runs before that: who does not trust where the folder came
+from checks all of it first, with `moeline model verify FOLDER`.
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 
 
+def _trusted(named: str | None) -> list[bytes]:
+    from models.signature import KEY_FILE, SignatureRefused
+
+    place = Path(named or os.environ.get("MOELINE_MODEL_KEY") or "")
+    files = [place] if place.is_file() else sorted(place.glob("*.pub")) if place.is_dir() and place != Path() else []
+    if not files:
+        raise SignatureRefused(
+            "No public key is known to check this model's signature with. Put the key published with its card into a file, or name the folder keys of the home "
+            f"that registered it ({KEY_FILE} lies there): MOELINE_MODEL_KEY=FILE_OR_FOLDER."
+        )
+    return [file.read_bytes() for file in files]
+
+
 class MoelineModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """``predict`` takes a DataFrame with a column ``prompt`` (or a list of strings) and the parameter ``max_new_tokens``."""
 
     def load_context(self, context: Any) -> None:
-        """Load weights (safetensors) and tokenizer of the Hugging Face folder that was stored with this model."""
+        """Load weights (safetensors) and tokenizer of the Hugging Face folder that was stored with this model.
+
+        The trusted public keys: the model config ``public_key_file`` or the environment variable MOELINE_MODEL_KEY, a file or a folder of
+        ``*.pub``. Raises models.signature.SignatureRefused where the folder is not what one of them signed, or no key is named.
+        """
         from tokenizers import Tokenizer
 
-        from models import huggingface
+        from models import huggingface, signature
 
         folder = context.artifacts["model"]
+        signature.verify(Path(folder), _trusted((context.model_config or {}).get("public_key_file")))
         self.model, self.config = huggingface.load(folder)
         self.model.eval()
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")

@@ -1,7 +1,7 @@
 """Register: a model version in MLflow with weights, tokenizer, config, card, pyfunc and lineage; champion only if the gates pass.
 
-Change here: what is stored with a version. Not here: promotion thresholds (expectations/gates.py), what the card says (jobs/model_card.py), how MLflow is
-talked to.
+Change here: what is stored with a version. Not here: promotion thresholds (expectations/gates.py), what the card says (jobs/model_card.py), how a
+folder is signed (models/signature.py), how MLflow is talked to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from expectations.gates import Candidate, Gate, PairedLoss, evaluate
 from jobs.config import RegisterConfig
 from jobs.contract import MoelineError, StageOutput, StageResult, Tools
+from models.signature import Verified
 
 ENGINE = "arrow"
 READS = {"checkpoints": "all", "scores": "all", "responses": "all", "verdicts": "all", "forecasts": "all"}
@@ -31,10 +32,11 @@ def run(config: RegisterConfig, inputs: Mapping[str, Any], tools: Tools) -> Stag
     lineage = tools.lineage()
     candidate = _candidate(config, inputs["scores"].to_table().to_pylist(), lineage)
     api = registry.client(tools.env)
-    folder = _model_folder(checkpoint, tools, config.model_name)
-    tools.progress(1, 3, "model folder written and loaded back")
+    folder, signed = _model_folder(checkpoint, tools, config.model_name)
+    tools.progress(1, 3, "model folder written, signed and loaded back")
     story = _lineage_json(lineage, checkpoint, tools)
     tags = {"recipe": tools.recipe, "checkpoint_sha256": checkpoint["sha256"], "cost_usd": f"{candidate.cost_usd:.6f}", "accuracy": f"{candidate.accuracy:.4f}"}
+    tags |= {"signing_key": signed.key, "signed_digest": signed.digest}
     if ended := lineage["train"].metrics.get("ended_early"):
         tags["ended_early"] = f"{ended}: {checkpoint['step']} of {lineage['train'].metrics['steps_planned']} steps"
     with tools.lock("registry"):  # the alias is compared and set by one process at a time
@@ -83,38 +85,48 @@ def _candidate(config: RegisterConfig, scores: list[dict[str, Any]], lineage: Ma
     )  # fmt: skip
 
 
-def _model_folder(checkpoint: Mapping[str, Any], tools: Tools, model_name: str) -> Path:
-    """An MLflow model folder: Hugging Face DBRX layout and card inside, pyfunc as code; loaded back once before it may be registered."""
+def _model_folder(checkpoint: Mapping[str, Any], tools: Tools, model_name: str) -> tuple[Path, Verified]:
+    """An MLflow model folder: Hugging Face DBRX layout and card inside, pyfunc as code; both folders signed, and loaded back once before it may be
+    registered. The inner signature stays good where the Hugging Face folder goes alone, and is what the pyfunc checks."""
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     import models
-    from jobs.services import pyfunc_source
+    from jobs.services import pyfunc_source, signing_key
+    from models import signature as signing
 
+    key = signing_key.private(tools.env.home)
+    public = signing.public_of(key)
     exported = Path(tools.scratch) / "huggingface"
     _export(checkpoint, tools, exported)
-    (exported / "README.md").write_text(_card(tools, model_name))
+    (exported / "README.md").write_text(_card(tools, model_name, public))
+    (exported / signing.KEY_FILE).write_bytes(public)
+    signing.sign(exported, key, model_name)
     folder = Path(tools.scratch) / "mlflow_model"
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]), params=ParamSchema([ParamSpec("max_new_tokens", "long", 32)])
     )
     mlflow.pyfunc.save_model(
         str(folder), python_model=str(pyfunc_source()), artifacts={"model": str(exported)}, code_paths=[str(Path(models.__file__).parent)],
-        signature=signature, pip_requirements=["mlflow", "pandas", "safetensors", "tokenizers", "torch", "transformers"],
+        signature=signature, pip_requirements=["mlflow", "pandas", "safetensors", "tokenizers", "torch", "transformers", "cryptography"],
+        model_config={"public_key_file": ""},
     )  # fmt: skip
-    answer = mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({"prompt": ["def main():"]}), params={"max_new_tokens": 4})
+    signed = signing.sign(folder, key, model_name)
+    loaded = mlflow.pyfunc.load_model(str(folder), model_config={"public_key_file": str(exported / signing.KEY_FILE)})
+    answer = loaded.predict(pd.DataFrame({"prompt": ["def main():"]}), params={"max_new_tokens": 4})
     if len(answer) != 1 or not isinstance(answer[0], str):
         raise MoelineError(f"The exported model answered {answer!r} to a prompt; it must give one string. Nothing was registered.")
-    return folder
+    signing.verify(folder, [public])  # loading it wrote nothing into it
+    return folder, signed
 
 
-def _card(tools: Tools, model_name: str) -> str:
+def _card(tools: Tools, model_name: str, public_key: bytes) -> str:
     """The model card. Its version number and its gates are not known yet: `moeline model card` adds them."""
     from jobs import model_card, model_card_text
 
-    return model_card_text.render(model_card.facts(tools.env, tools.inputs_read, model_name=model_name))
+    return model_card_text.render(model_card.facts(tools.env, tools.inputs_read, model_name=model_name), public_key=public_key)
 
 
 def _export(checkpoint: Mapping[str, Any], tools: Tools, folder: Path) -> None:
