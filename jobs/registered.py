@@ -33,7 +33,11 @@ def opened(env: Environment, name: str, version: str, key: Path | None = None) -
         folder = mlflow.fetch(env, name, number, Path(private))
         for bytecode in [*folder.rglob("__pycache__")]:  # Python leaves it in a store that MLflow loads from in place; never signed, never needed
             shutil.rmtree(bytecode)
-        yield folder, signing_key.verify(folder, env.home, key)
+        try:
+            verified = signing_key.verify(folder, env.home, key)
+        except MoelineError as problem:  # the private folder means nothing to anybody
+            raise MoelineError(str(problem).replace(str(folder), f"{name}/{number}")) from None
+        yield folder, verified
 
 
 def export(env: Environment, name: str, version: str, out: Path) -> Verified:

@@ -6,7 +6,7 @@ import pytest
 from whole_job import RECIPE, WholeJob
 
 from expectations.tables import TABLES
-from jobs import launch
+from jobs import cli, launch
 from jobs.config import BUILD_STAGES, PREPARE_STAGES, WRITERS
 from jobs.contract import BudgetExceeded
 from jobs.services import delta, report, results
@@ -105,6 +105,17 @@ def test_the_model_is_in_the_registry_with_what_it_was_made_from(whole_job: Whol
     )
     assert answer.status_code == 200
     assert answer.json()["model_version"]["status"] == "READY"
+
+
+def test_the_registered_version_is_signed_and_its_card_tells_this_run(whole_job: WholeJob, capsys: pytest.CaptureFixture[str]) -> None:
+    build = own_build(whole_job)
+    named, home = f"{build['model_name']}/{build['model_version']}", ["--home", str(whole_job.env.home)]
+    assert cli.main(["model", "verify", named, *home]) == 0
+    assert cli.main(["model", "card", named, "--stored", *home]) == 0
+    card = capsys.readouterr().out
+    assert build["run_keys"]["train"] in card and build["forecast_id"] in card
+    for day in whole_job.days:
+        assert f"| {day} |" in card
 
 
 def test_it_told_progress_costs_seconds_and_addresses(whole_job: WholeJob) -> None:
