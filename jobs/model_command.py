@@ -32,7 +32,7 @@ def parse(asked: str) -> tuple[str, str]:
     """(name, version) of ``moeline/3``, ``moeline/v3``, ``moeline/champion``, or of a version alone. Raises MoelineError for anything else."""
     name, _, version = asked.rpartition("/")
     number = version.removeprefix("v")
-    if not (version == "champion" or (number.isascii() and number.isdigit())):
+    if set(name) & set("/:") or not (version == "champion" or (number.isascii() and number.isdigit())):
         raise MoelineError(f"Not a registered model: {asked!r}. Write NAME/VERSION, for example {DEFAULT}/3 or {DEFAULT}/champion.")
     return name or DEFAULT, version if version == "champion" else number
 

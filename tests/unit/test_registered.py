@@ -15,6 +15,7 @@ import registered_models as built
 from jobs import cli, model_command, registered
 from jobs.contract import MoelineError
 from jobs.environment import Environment
+from jobs.evaluating import arguments
 from jobs.evaluating import model as evaluated
 from jobs.services import mlflow, signing_key
 from models import signature
@@ -141,6 +142,19 @@ def test_an_exported_folder_is_signed_by_itself_and_checked_before_it_is_evaluat
     assert evaluated.find(out, home=home.home).kind == "own"
 
 
+def test_evaluating_a_registered_version_takes_a_checked_copy_for_as_long_as_it_lasts(home, tmp_path):
+    with arguments._folder("moeline/1", home) as folder:
+        found = evaluated.find(Path(folder), home=home.home)
+        assert (found.name, found.kind) == ("moeline-1", "own")
+        scorer = found.scorer(1024)
+        assert scorer.max_seq_len == built.MODEL.max_seq_len
+    assert not Path(folder).exists()
+    with arguments._folder(str(tmp_path), home) as folder:  # what is there is taken as it is
+        assert folder == str(tmp_path)
+    with arguments._folder("http://127.0.0.1:1/v1", home) as folder:
+        assert folder == "http://127.0.0.1:1/v1"
+
+
 def test_a_second_version_of_the_same_home_has_the_same_key_and_a_folder_of_its_own(home, monkeypatch):
     built.patched(monkeypatch)
     built.build(home, seed=2)
@@ -155,13 +169,13 @@ def test_a_second_version_of_the_same_home_has_the_same_key_and_a_folder_of_its_
             mlflow.client(home).delete_model_version("moeline", number)
 
 
-@pytest.mark.parametrize("asked", ["moeline", "moeline/latest", "", "/x", "a/b/-1", "moeline/٣"])
+@pytest.mark.parametrize("asked", ["moeline", "moeline/latest", "", "/x", "a/b/1", "moeline/-1", "moeline/٣", "http://127.0.0.1:1/v1"])
 def test_what_is_no_name_of_a_version_is_refused(asked):
     with pytest.raises(MoelineError, match="Write NAME/VERSION"):
         model_command.parse(asked)
 
 
 def test_names_of_versions():
-    assert [model_command.parse(a) for a in ("3", "v3", "moeline/3", "champion", "team/large/v12")] == [
-        ("moeline", "3"), ("moeline", "3"), ("moeline", "3"), ("moeline", "champion"), ("team/large", "12"),
+    assert [model_command.parse(a) for a in ("3", "v3", "moeline/3", "champion", "large-2/v12")] == [
+        ("moeline", "3"), ("moeline", "3"), ("moeline", "3"), ("moeline", "champion"), ("large-2", "12"),
     ]  # fmt: skip
