@@ -25,6 +25,7 @@ from typing import Any
 from jobs import budgets, calibration, published_models
 from jobs.environment import Environment
 from jobs.services import charges, report
+from jobs.services.spent import LOST
 
 Z95 = 1.959964
 MOST_WASTED = 1000  # attempts listed; the sums hold all
@@ -67,7 +68,7 @@ def figures(env: Environment, *, now: dt.datetime | None = None, records: report
     return {
         "environment": env.name, "currency": env.prices.currency, "made_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "runs": runs,
         "total_usd": math.fsum(c["BilledCost"] for c in records.costs) if records.costs else None,
-        "wasted_usd": math.fsum(a["BilledCost"] for a in tried if a["x_Outcome"] in report.LOST) if records.costs else None,
+        "wasted_usd": math.fsum(a["BilledCost"] for a in tried if a["x_Outcome"] in LOST) if records.costs else None,
         "cost-vs-accuracy": [{k: run[k] for k in COLUMNS["cost-vs-accuracy"]} for run in runs],
         "forecasts": judged["forecasts"], "calibration": judged["metrics"], "spend": _spend(records.costs), "wasted": _wasted(tried),
         "budget": _budget(env, records.costs, now), "next": _next(records, runs), "published": published_models.priced(env),
@@ -132,12 +133,12 @@ def _spend(costs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for c in costs:
         found = total[c["ChargePeriodStart"].date().isoformat(), c["x_Recipe"], c["x_Phase"]]
         found[0] += c["BilledCost"]
-        found[1] += c["BilledCost"] if c["x_Outcome"] in report.LOST else 0.0
+        found[1] += c["BilledCost"] if c["x_Outcome"] in LOST else 0.0
     return [{"day": day, "recipe": recipe, "phase": phase, "usd": usd, "wasted_usd": lost} for (day, recipe, phase), (usd, lost) in sorted(total.items())]
 
 
 def _wasted(tried: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    lost = sorted((a for a in tried if a["x_Outcome"] in report.LOST), key=lambda a: (-a["BilledCost"], a["ChargePeriodStart"]))
+    lost = sorted((a for a in tried if a["x_Outcome"] in LOST), key=lambda a: (-a["BilledCost"], a["ChargePeriodStart"]))
     return [
         {
             "started": a["ChargePeriodStart"].strftime("%Y-%m-%dT%H:%M:%SZ"), "stage": a["x_Stage"], "recipe": a["x_Recipe"], "outcome": a["x_Outcome"],

@@ -195,7 +195,7 @@ def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] 
         ) from None
 
 
-def rows(env: Environment, name: str) -> list[dict[str, Any]]:
-    """All rows of the newest version of a (small) table; [] when it has never been written."""
+def rows(env: Environment, name: str, *, columns: Sequence[str] | None = None, where: Any = None) -> list[dict[str, Any]]:
+    """All rows of the newest version of a (small) table; [] when it has never been written. ``columns``: only these; ``where``: an Arrow expression."""
     newest = latest(env, name)
-    return [] if newest is None else dataset(env, newest).to_table().to_pylist()
+    return [] if newest is None else dataset(env, newest).to_table(columns=None if columns is None else list(columns), filter=where).to_pylist()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import datetime as dt
+import functools
 import hashlib
 import json
 import time
@@ -18,48 +19,17 @@ from typing import Any
 from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results, shared_costs
+from jobs.services.spent import LOST, Spent, sum_by
 
 PREPARATION = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 BUILD = ("forecast", "train", "evaluate", "review", "register")
+CHARGE = (
+    "BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "ChargePeriodStart", "ChargePeriodEnd", "x_AttemptId", "x_RunKey", "x_Recipe", "x_Stage",
+    "x_Phase", "x_DagRunId", "x_Outcome", "x_WallSeconds", "x_Cores", "x_MemoryGib", "x_Gpus", "x_EnergyKwh", "x_InstanceType", "x_Error", "x_CorrectsId",
+)  # fmt: skip
 SETTLED_NS = 2 * 10**9
-LOST = ("failed", "killed")
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Sums over charges, in USD and kWh; ``cost`` and ``energy`` are None where there is no charge."""
-
-    cost: float | None
-    wasted: float
-    energy: float | None
-    by_phase: Mapping[str, float]
-    by_stage: Mapping[str, float]
-    wasted_by_stage: Mapping[str, float]
-
-    @classmethod
-    def of(cls, charges: Iterable[Mapping[str, Any]]) -> Spent:
-        given = list(charges)
-        lost = [c for c in given if c["x_Outcome"] in LOST]
-        return cls(
-            sum(c["BilledCost"] for c in given) if given else None, sum(c["BilledCost"] for c in lost), sum(c["x_EnergyKwh"] for c in given) if given else None,
-            _sum_by(given, "x_Phase"), _sum_by(given, "x_Stage"), _sum_by(lost, "x_Stage"),
-        )  # fmt: skip
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            _added(self.cost, other.cost), self.wasted + other.wasted, _added(self.energy, other.energy), _merged(self.by_phase, other.by_phase),
-            _merged(self.by_stage, other.by_stage), _merged(self.wasted_by_stage, other.wasted_by_stage),
-        )  # fmt: skip
-
-
-def _added(a: float | None, b: float | None) -> float | None:
-    return a if b is None else b if a is None else a + b
-
-
-def _merged(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in (*a, *(key for key in b if key not in a))}
 
 
 @dataclass(frozen=True)
@@ -75,9 +45,9 @@ class Records:
         stages = (*PREPARATION, *BUILD)
         self.by_stage: dict[str, list[StageResult]] = {stage: results.of_stage(env, stage) for stage in stages}
         self.by_output = {version: r for found in self.by_stage.values() for r in found for version in r.outputs.values()}
-        self.costs = delta.rows(env, "costs")
+        self.env = env
+        self.costs = delta.rows(env, "costs", columns=CHARGE)
         self.costs_of = _grouped(self.costs, "x_RunKey")
-        self.checks_of = _grouped(delta.rows(env, "checks"), "run_key")
         self.scores_of = _grouped(delta.rows(env, "scores"), "run_key")
         self.forecasts_of = _grouped(delta.rows(env, "forecasts"), "run_key")
         self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
@@ -88,6 +58,11 @@ class Records:
         self.forecasts_by = _grouped_by(self.by_stage["forecast"], lambda r: (r.recipe, r.inputs.get("sequences")))
         self.last_reader = {(stage, v): r for stage in BUILD for r in self.by_stage[stage] for v in r.inputs.values()}
         self._corpora: dict[str | None, Corpus] = {}
+
+    @functools.cached_property
+    def checks_of(self) -> dict[Any, list[Any]]:
+        """Every check by run key: most rows of all tables, so read when first asked for."""
+        return _grouped(delta.rows(self.env, "checks"), "run_key")
 
     def champion_at(self, at: dt.datetime) -> str | None:
         """The version that was the champion just before ``at``."""
@@ -158,7 +133,19 @@ def one(records: Records, key: str) -> dict[str, Any] | None:
     trained = next((r for r in records.by_stage["train"] if r.run_key == key), None)
     stopped = next((r for r in records.by_stage["forecast"] if r.run_key == key), None)
     stages = _build(records, trained) if trained else {"forecast": stopped} if stopped else None
-    return None if stages is None else _describe(records, stages, checks=True)
+    if stages is None:
+        return None
+    run = _describe(records, stages, checks=False)
+    behind = [*records.corpus(next(iter(stages.values())).inputs.get("sequences")).results, *stages.values()]
+    keys = [r.run_key for r in behind]
+    rows = _grouped(delta.rows(records.env, "checks", where=_is_in("run_key", keys)), "run_key")  # of this build alone
+    return {**run, "checks": [_check(row) for key in keys for row in rows[key]]}
+
+
+def _is_in(column: str, values: list[str]) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.field(column).isin(values)
 
 
 def state(env: Environment) -> tuple[Any, ...] | None:
@@ -245,7 +232,7 @@ def _describe(records: Records, stages: Mapping[str, StageResult], *, checks: bo
         reached = {}
     run["forecast"] = [{**row, "outcome": reached.get(row["metric"])} for row in run["forecast"]]
     if checks:
-        run["checks"] = [_check(row) for r in behind for row in records.checks_of[r.run_key]]
+        run["checks"] = [_check(row) for r in behind for row in records.checks_of.get(r.run_key, ())]
     return run
 
 
@@ -259,13 +246,6 @@ def _status(stages: Mapping[str, StageResult]) -> str:
         if stage in stages:
             return word
     return f"forecast: {stages['forecast'].metrics.get('decision', 'made')}"
-
-
-def _sum_by(charges: Iterable[Mapping[str, Any]], key: str) -> dict[str, float]:
-    total: dict[str, float] = defaultdict(float)
-    for charge in charges:
-        total[charge[key]] += charge["BilledCost"]
-    return dict(total)
 
 
 def _forecast(records: Records, result: StageResult | None) -> dict[str, Any]:
@@ -320,7 +300,7 @@ def attempts_of(charges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         first = next((r for r in rows if r["x_Phase"] != "checks" and not r["x_CorrectsId"]), rows[0])
         added = {name: sum(r[name] for r in rows) for name in ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "x_WallSeconds", "x_EnergyKwh")}
         ends = {"ChargePeriodStart": min(r["ChargePeriodStart"] for r in rows), "ChargePeriodEnd": max(r["ChargePeriodEnd"] for r in rows)}
-        found.append({**first, **added, **ends, "cost_by_phase": _sum_by(rows, "x_Phase")})
+        found.append({**first, **added, **ends, "cost_by_phase": sum_by(rows, "x_Phase")})
     return found
 
 
@@ -329,7 +309,7 @@ def of_dag_run(env: Environment, dag_run_id: str) -> dict[str, Any]:
     charges = [c for c in delta.rows(env, "costs") if c["x_DagRunId"] == dag_run_id]
     attempted = {c["x_AttemptId"] for c in charges}
     return {
-        "cost_by_stage": _sum_by(charges, "x_Stage"), "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None,
+        "cost_by_stage": sum_by(charges, "x_Stage"), "cost_usd": sum(c["BilledCost"] for c in charges) if charges else None,
         "checks": [_check(row) for row in delta.rows(env, "checks") if row["attempt_id"] in attempted],
     }  # fmt: skip
 
@@ -349,7 +329,7 @@ def summary(env: Environment) -> dict[str, Any]:
     wasted = [a for a in tried if a["x_Outcome"] in LOST]
     return {
         "runs": found, "total_usd": sum(c["BilledCost"] for c in records.costs), "wasted_usd": sum(a["BilledCost"] for a in wasted), "attempts": len(tried),
-        "failed_attempts": len(wasted), "cost_by_phase": _sum_by(records.costs, "x_Phase"), "energy_kwh": sum(c["x_EnergyKwh"] for c in records.costs),
+        "failed_attempts": len(wasted), "cost_by_phase": sum_by(records.costs, "x_Phase"), "energy_kwh": sum(c["x_EnergyKwh"] for c in records.costs),
     }  # fmt: skip
 
 
