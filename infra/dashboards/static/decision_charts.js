@@ -109,7 +109,7 @@ export function coverageRows(metrics, width, names) {
       const mid = i * row + 18, name = names[m.metric] ?? m.metric;
       const lines = [name, `${m.inside} of ${m.n} outcomes inside their 95 % intervals`, `Coverage ${percent(m.coverage)} (95 %: ${percent(m.coverage_low)} to ${percent(m.coverage_high)}), ${m.verdict}`,
         `Bias ${percent(m.bias)}, mean error ${percent(m.error)}, median width ${percent(m.sharpness)}`, `Nearer than the naive forecast: ${m.beats_naive} of ${m.compared}`];
-      return svg("g", { class: "coverage", "data-metric": m.metric, role: "img", ...tipped(lines) }, svg("rect", { x: 0, y: mid - 17, width, height: row - 2, class: "hit" }),
+      return svg("g", { class: "coverage", "data-coverage": m.metric, role: "img", ...tipped(lines) }, svg("rect", { x: 0, y: mid - 17, width, height: row - 2, class: "hit" }),
         svg("text", { x: left - 10, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name" }, cut(name, Math.floor(left / 7.5))),
         svg("line", { x1: x(m.coverage_low), x2: x(m.coverage_high), y1: mid, y2: mid, class: "error" }), svg("circle", { cx: x(m.coverage), cy: mid, r: 5, class: m.check_passed ? "gained" : "lost" }),
         svg("text", { x: width - 2, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-total" }, `${m.inside}/${m.n} ${m.check_passed ? "✓" : "✗"}`));

@@ -26,10 +26,10 @@ export function csvLink(name, f) {
 export function filterBar(runs, spend, f, onchange) {
   const names = (of) => [...new Set(of)].filter((name) => name !== null && name !== undefined).sort();
   const choice = (label, key, options, all) => el("label", null, `${label} `, el("select", {
-    "data-keep": `filter-${key}`, onchange: (e) => onchange({ ...f, [key]: e.target.value }),
+    "data-keep": `filter-${key}`, "aria-label": label, onchange: (e) => onchange({ ...f, [key]: e.target.value }),
   }, el("option", { value: "" }, all), options.map((o) => el("option", { value: o, selected: o === f[key] }, o))));
   const day = (label, key) => el("label", null, `${label} `, el("input", {
-    type: "date", value: f[key], "data-keep": `filter-${key}`, onchange: (e) => onchange({ ...f, [key]: e.target.value }),
+    type: "date", value: f[key], "data-keep": `filter-${key}`, "aria-label": label, onchange: (e) => onchange({ ...f, [key]: e.target.value }),
   }));
   return el("form", { class: "filters", "aria-label": "Filters", onsubmit: (e) => e.preventDefault() },
     choice("Recipe", "recipe", names([...runs.map((r) => r.recipe), ...spend.map((s) => s.recipe)]), "all recipes"),

@@ -300,7 +300,12 @@ function table(head, rows, kind) {
 }
 
 followTheme();
-window.addEventListener("scroll", hideTip, { passive: true });
+// Scrolling hides the tooltip, but not when it was the keyboard that moved to a mark off the screen.
+window.addEventListener("scroll", () => {
+  hideTip();
+  const focused = document.activeElement;
+  if (focused?.ownerSVGElement && focused.matches(":focus-visible")) focused.dispatchEvent(new FocusEvent("focus"));
+}, { passive: true });
 document.getElementById("reload").addEventListener("click", load);
 let width = 0;
 new ResizeObserver(() => { if (main.clientWidth !== width) { width = main.clientWidth; hideTip(); fitCharts(); } }).observe(main);
