@@ -105,8 +105,11 @@ def wilson(inside: int, n: int) -> tuple[float, float]:
 
 
 def at_most(inside: int, n: int, p: float) -> float:
-    """Probability of at most ``inside`` of ``n`` (binomial)."""
-    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(inside + 1))
+    """Probability of at most ``inside`` of ``n`` (binomial, 0 < p < 1). In logarithms: the coefficients of some thousand forecasts fit no float."""
+    if inside >= n:
+        return 1.0
+    logs = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p) for k in range(inside + 1))
+    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def render(found: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ names, so it copies nothing and its cost does not grow with the rows. Spark read
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import time
@@ -198,4 +199,23 @@ def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] 
 def rows(env: Environment, name: str, *, columns: Sequence[str] | None = None, where: Any = None) -> list[dict[str, Any]]:
     """All rows of the newest version of a (small) table; [] when it has never been written. ``columns``: only these; ``where``: an Arrow expression."""
     newest = latest(env, name)
-    return [] if newest is None else dataset(env, newest).to_table(columns=None if columns is None else list(columns), filter=where).to_pylist()
+    if newest is None:
+        return []
+    found = dataset(env, newest).to_table(columns=None if columns is None else list(columns), filter=where)
+    values = [_values(found.column(column)) for column in found.column_names]
+    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _values(column: pyarrow.ChunkedArray) -> list[Any]:
+    """As ``to_pylist``, several times faster for text, numbers and timestamps: it makes no Arrow scalar of every value."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_string(kind):
+        return list(column.to_numpy(zero_copy_only=False))
+    if column.null_count == 0 and (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        return list(column.to_numpy(zero_copy_only=False).tolist())
+    if column.null_count == 0 and pa.types.is_timestamp(kind) and (kind.unit, kind.tz) == ("us", "UTC"):
+        since = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+        return [since + dt.timedelta(microseconds=one) for one in column.cast(pa.int64()).to_numpy().tolist()]
+    return list(column.to_pylist())

@@ -27,6 +27,8 @@ CHARGE = (
     "BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "ChargePeriodStart", "ChargePeriodEnd", "x_AttemptId", "x_RunKey", "x_Recipe", "x_Stage",
     "x_Phase", "x_DagRunId", "x_Outcome", "x_WallSeconds", "x_Cores", "x_MemoryGib", "x_Gpus", "x_EnergyKwh", "x_InstanceType", "x_Error", "x_CorrectsId",
 )  # fmt: skip
+SCORE = ("run_key", "benchmark", "category", "shots", "n", "metric", "accuracy", "stderr", "chance", "best_constant", "score", "n_contaminated")
+FORECAST = ("run_key", "metric", "predicted", "low", "high", "naive", "decision", "content_hash")
 SETTLED_NS = 2 * 10**9
 _KEY_DIGITS = 6
 _LOSS = {"predicted": "loss_forecast", "low": "loss_low", "high": "loss_high"}
@@ -48,8 +50,8 @@ class Records:
         self.env = env
         self.costs = delta.rows(env, "costs", columns=CHARGE)
         self.costs_of = _grouped(self.costs, "x_RunKey")
-        self.scores_of = _grouped(delta.rows(env, "scores"), "run_key")
-        self.forecasts_of = _grouped(delta.rows(env, "forecasts"), "run_key")
+        self.scores_of = _grouped(delta.rows(env, "scores", columns=SCORE), "run_key")
+        self.forecasts_of = _grouped(delta.rows(env, "forecasts", columns=FORECAST), "run_key")
         self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
         self.promotions = [r for r in self.registrations if r["promoted"]]
         self.champion = self.promotions[-1]["model_version"] if self.promotions else None

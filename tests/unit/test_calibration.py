@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from xml.etree import ElementTree
 
 import numpy as np
@@ -145,3 +146,14 @@ def test_a_hostile_run_in_the_picture_is_text():
 def test_an_outcome_lies_where_its_own_side_of_the_interval_puts_it(outcome, at):
     assert calibration_plot.position(row(outcome)) == pytest.approx(at)
     assert calibration_plot.position(row(5.0, low=10.0)) == -3.0, "a side without width"
+
+
+def test_the_chance_of_so_few_is_exact_and_holds_for_ten_thousand_forecasts():
+    from fractions import Fraction
+
+    for inside, n in ((0, 1), (3, 5), (17, 20), (90, 100)):
+        p = Fraction(95, 100)
+        exact = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(inside + 1))
+        assert calibration.at_most(inside, n, 0.95) == pytest.approx(float(exact), rel=1e-10)
+    assert calibration.at_most(9_500, 10_000, 0.95) == pytest.approx(0.5, abs=0.02)  # a float holds no binomial coefficient of 10,000
+    assert calibration.at_most(10_000, 10_000, 0.95) == 1.0

@@ -133,3 +133,28 @@ def test_unknown_tables_and_versions_say_so(env, tmp_path):
     publish(env, tmp_path, "2026-01-01", 3)
     with pytest.raises(MoelineError, match="fingerprints@99"):
         delta.dataset(env, TableVersion("fingerprints", 99))
+
+
+def test_rows_are_what_arrow_says_value_by_value(env):
+    import datetime as dt
+
+    import pyarrow.dataset as ds
+
+    from expectations.tables import TABLES
+
+    at = dt.datetime(2026, 11, 1, 12, 0, 0, 123457, tzinfo=dt.UTC)
+    made = {
+        "float64": [0.1, -1.5],
+        "int64": [2**53 + 1, -1],
+        "int32": [1, 2],
+        "string": ["a\U0001f600", ""],
+        "timestamp": [at, at + dt.timedelta(microseconds=1)],
+    }
+    filled = [{c.name: made[c.type][i] for c in TABLES["costs"].columns} for i in range(2)]
+    empty = {c.name: None if c.nullable else made[c.type][0] for c in TABLES["costs"].columns}
+    delta.append(env, "costs", [*filled, empty])
+    found = delta.rows(env, "costs")
+    expected = delta.dataset(env, delta.latest(env, "costs")).to_table().to_pylist()
+    assert found == expected
+    assert [[type(v) for v in row.values()] for row in found] == [[type(v) for v in row.values()] for row in expected]
+    assert delta.rows(env, "costs", columns=("BilledCost", "x_RunKey"), where=ds.field("x_RunKey").is_null()) == [{"BilledCost": 0.1, "x_RunKey": None}]
