@@ -54,7 +54,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Environment:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{result.run_key}.json").write_text(result.to_json())
 
-    for number in range(1, RUNS + 1):
+    for number in range(RUNS):  # keys of builds have four digits
         hours = 10 ** chance.uniform(-1, 2)
         accuracy = min(0.95, 0.3 + 0.1 * hours**0.3 + chance.gauss(0, 0.03))
         build = builds.Build(number, accuracy, 5 - hours**0.2, hours, hours / 4 if number % 20 == 0 else 0.0, recipe=f"recipe-{number % 20}",
