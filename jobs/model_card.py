@@ -55,7 +55,7 @@ def facts(env: Environment, inputs: Mapping[str, str], *, model_name: str, regis
     train, records = stages["train"], report.Records(env)
     checkpoint = _only(_rows(env, train, "checkpoints")) or {}
     config = json.loads(checkpoint.get("config") or "{}")
-    corpus = sorted(records.corpus(train.inputs.get("sequences")), key=lambda r: (str(r.interval), r.stage))
+    corpus = sorted(records.corpus(train.inputs.get("sequences")).results, key=lambda r: (str(r.interval), r.stage))
     own = {**stages, **_register(env, run_key)}
     return {
         "name": model_name, "version": registration and registration["model_version"], "recipe": train.recipe,

@@ -25,7 +25,8 @@ PREPARATION = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summa
 BUILD = ("forecast", "train", "evaluate", "review", "register")
 CHARGE = (
     "BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "ChargePeriodStart", "ChargePeriodEnd", "x_AttemptId", "x_RunKey", "x_Recipe", "x_Stage",
-    "x_Phase", "x_DagRunId", "x_Outcome", "x_WallSeconds", "x_Cores", "x_MemoryGib", "x_Gpus", "x_EnergyKwh", "x_InstanceType", "x_Error", "x_CorrectsId",
+    "x_Phase", "x_DagRunId", "x_Outcome", "x_WallSeconds", "x_Cores", "x_MemoryGib", "x_Gpus", "x_EnergyKwh", "x_EnergyMethod", "x_InstanceType", "x_Error",
+    "x_CorrectsId", "BillingCurrency",
 )  # fmt: skip
 SCORE = ("run_key", "benchmark", "category", "shots", "n", "metric", "accuracy", "stderr", "chance", "best_constant", "score", "n_contaminated")
 FORECAST = ("run_key", "metric", "predicted", "low", "high", "naive", "decision", "content_hash")

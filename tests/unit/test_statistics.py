@@ -217,7 +217,7 @@ def test_it_is_priced_as_preparation_and_the_second_time_nothing_is_counted(summ
     assert again.reused and again.run_key == first.run_key
     charges = [c for c in delta.rows(env, "costs") if c["x_RunKey"] == first.run_key and c["x_Outcome"] == "succeeded"]
     assert sorted((c["x_Phase"], c["x_Interval"]) for c in charges) == [("checks", DAY), ("prepare", DAY)] and charges[0]["BilledCost"] > 0
-    assert first.run_key in {r.run_key for r in report.Records(env).corpus(str(TableVersion("sequences", 1)))}
+    assert first.run_key in {r.run_key for r in report.Records(env).corpus(str(TableVersion("sequences", 1))).results}
 
 
 def test_the_command_shows_one_screen_and_hostile_names_cannot_move_the_cursor(summarised, capsys) -> None:
