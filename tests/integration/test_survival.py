@@ -176,13 +176,13 @@ def test_a_failing_check_stops_the_run_and_says_where_the_rows_are(place):
     env = place("empty")
     folder = env.landing / "python-docs" / "2026-11-05"
     folder.mkdir(parents=True)
-    (folder / "a.jsonl").write_text(json.dumps({"text": "too short", "uri": "u"}) + "\n")
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": f"too short {n}", "uri": f"u/{n}"}) + "\n" for n in range(100)))
     run(env, "ingest", "2026-11-05")
     arguments, variables = command(env, "clean", "2026-11-05")
     done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 3
-    assert "clean_documents: ExpectTableRowCountToBeBetween" in done.stderr
-    assert "observed 0" in done.stderr
+    assert 'clean_documents: SomethingIsKept: observed {"documents": 100' in done.stderr
+    assert str(env.warehouse / "_refused" / "clean") in done.stderr
     assert (env.warehouse / "_refused" / "clean").is_dir()
     assert delta.latest(env, "clean_documents") is None
     assert [c["x_Outcome"] for c in report.attempts(env)] == ["failed", "succeeded"]

@@ -1,4 +1,7 @@
-"""A document is forgotten through real Airflow: the day that held it is prepared again there, as a day without documents, and every file is searched."""
+"""A document is forgotten through real Airflow: the day that held it is prepared again there, as a day without documents, and every file is searched.
+
+It runs after test_whole_job.py, by its name: the day it adds and empties makes the whole job's corpus another version, on which nothing is built yet.
+"""
 
 from __future__ import annotations
 
