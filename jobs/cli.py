@@ -157,11 +157,13 @@ def _propose(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _compare(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import compare
+    from jobs import compare, run_comparison
 
-    found = compare.compare(env, arguments.model_a, arguments.model_b, by_text=arguments.by_text)
+    names = (arguments.model_a, arguments.model_b)
+    found = compare.compare(env, *names, by_text=arguments.by_text)
+    found["runs"] = run_comparison.beside(env, *names, found)
     if not arguments.json:
-        print(compare.render(found), end="")
+        print(compare.render(found) + (run_comparison.render(found["runs"]) if found["runs"] else ""), end="")
     return found
 
 
@@ -322,7 +324,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     forecast_command.add_to(add("forecast", _forecast, forecast_command.ABOUT))
     evaluation.add_to(add("evaluate", _evaluate, evaluation.ABOUT))
-    pair = add("compare", _compare, "Paired comparison of two models on the items both answered: effects, intervals, tests, and what the suite can see.")
+    pair = add(
+        "compare",
+        _compare,
+        "Paired comparison of two models on the items both answered: effects, intervals, tests, what the suite can see; of two runs, settings and costs too.",
+    )
     for side in ("model_a", "model_b"):
         pair.add_argument(side, help="v3, 3, champion, a run id, a checkpoint's sha256, or a folder or .parquet written by `moeline evaluate`")
     pair.add_argument("--by-text", action="store_true", help="items are the same when prompt and choices read the same, whatever the tokenizer")

@@ -21,9 +21,13 @@ def compare(env: Environment, name_a: str, name_b: str, *, by_text: bool = False
 
     Raises MoelineError when a model is not found or the two have no item in common.
     """
+    return of_models(responses.find(env, name_a), responses.find(env, name_b), by_text=by_text, seed=seed)
+
+
+def of_models(model_a: responses.Model, model_b: responses.Model, *, by_text: bool = False, seed: int = 0) -> dict[str, Any]:
+    """The same of responses that were found already."""
     from models.gauntlet import paired
 
-    model_a, model_b = responses.find(env, name_a), responses.find(env, name_b)
     try:
         pairs, left_out = paired.pair(*(paired.Answers(**responses.answers(m.rows, by_text=by_text)) for m in (model_a, model_b)))
         if not len(pairs.a):
@@ -34,7 +38,7 @@ def compare(env: Environment, name_a: str, name_b: str, *, by_text: bool = False
             if rows.any() and (pairs.contaminated == 1).any():  # without a contaminated item, clean is all
                 parts[part] = paired.compare(pairs.where(rows), seed=seed)
     except ValueError as problem:
-        raise MoelineError(f"{name_a} and {name_b} cannot be compared: {problem}") from None
+        raise MoelineError(f"{model_a.name} and {model_b.name} cannot be compared: {problem}") from None
     return {
         "a": _single(model_a), "b": _single(model_b), "n_items": len(pairs.a), "left_out": [dataclasses.asdict(one) for one in left_out],
         "n_contaminated": int((pairs.contaminated == 1).sum()), "n_not_looked_at": int((pairs.contaminated == -1).sum()),

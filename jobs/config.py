@@ -324,8 +324,12 @@ class Recipe:
 
         Rows that were filtered or decontaminated otherwise are another corpus, whatever the stage itself was asked to do with them.
         """
-        asked = [self.stage_config(s) for s in PREPARE_STAGES[: PREPARE_STAGES.index(stage) + 1]] if stage in PREPARE_STAGES else self.stage_config(stage)
-        return config_hash(asked)
+        asked = self.asked(stage)
+        return config_hash(list(asked.values()) if stage in PREPARE_STAGES else asked[stage])
+
+    def asked(self, stage: str) -> dict[str, Any]:
+        """The configs that ``config_hash`` stands for, by stage: of ``stage``, and of all stages before it where it prepares data."""
+        return {s: self.stage_config(s) for s in (PREPARE_STAGES[: PREPARE_STAGES.index(stage) + 1] if stage in PREPARE_STAGES else (stage,))}
 
 
 PREPARE_STAGES = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")

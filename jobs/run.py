@@ -27,7 +27,7 @@ from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult
 from jobs.environment import Environment
 from jobs.inputs import Inputs, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
-from jobs.services import ledger, results
+from jobs.services import configs, ledger, results
 from jobs.tools import StageTools, locked, process_name
 
 EXIT_REFUSED = 3
@@ -49,6 +49,7 @@ def run_stage(
     module = stage_module(stage)
     interval = _require_interval(stage, interval)
     config = recipe.stage_config(stage)
+    configs.keep(env, recipe.config_hash(stage), recipe.asked(stage))
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)

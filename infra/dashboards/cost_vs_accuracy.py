@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import comparison_page
 import corpus_page
 import decision_page
 import training_page
@@ -20,7 +21,7 @@ STATIC = Path(__file__).resolve().parent / "static"
 FILES = {
     **dict.fromkeys(("page.js", "charts.js", "dom.js", "trend.js", "proposals.js"), "text/javascript"), **dict.fromkeys(("page.css", "trend.css"), "text/css"),
     "icon.svg": "image/svg+xml",
-    **decision_page.FILES, **corpus_page.FILES, **training_page.FILES,
+    **decision_page.FILES, **comparison_page.FILES, **corpus_page.FILES, **training_page.FILES,
 }  # fmt: skip
 RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Task = Annotated[str, Query(min_length=1, max_length=300)]
@@ -39,6 +40,7 @@ HEADERS = {
 
 app = FastAPI(title="Cost vs accuracy", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
 app.include_router(decision_page.router)
+app.include_router(comparison_page.router)
 app.include_router(corpus_page.router)
 app.include_router(training_page.router)
 

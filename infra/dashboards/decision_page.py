@@ -44,7 +44,9 @@ def runs() -> Response:
 @router.get("/api/run")
 def run(key: Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]) -> Response:
     """One build in full: its checks, scores, gates and forecast beside what became of it."""
-    found = _read()["detail"](key)
+    from jobs.services import report
+
+    found = report.one(_read()["records"], key)
     if found is None:
         raise HTTPException(404, f"No build is called {key}.")
     return Response(as_json(found), media_type="application/json")
@@ -88,8 +90,14 @@ def _read() -> dict[str, Any]:
                 "mlflow_url": mlflow, "runs": _columns(found["runs"], RUN_COLUMNS),
                 **{name: _columns(found[name], decision.COLUMNS[name]) for name in FIGURES},
             }  # fmt: skip
-            _kept.update(state=state, body=as_json(answer), figures=found, detail=lambda key: report.one(records, key))
+            _kept.update(state=state, body=as_json(answer), figures=found, records=records)
         return dict(_kept)
+
+
+def read() -> tuple[Any, list[dict[str, Any]]]:
+    """The records (services/report.py) and the builds made of them that this page shows now."""
+    kept = _read()
+    return kept["records"], kept["figures"]["runs"]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:

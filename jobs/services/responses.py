@@ -47,7 +47,7 @@ def find(env: Environment, name: str) -> Model:
     if run is not None:
         if "evaluate" not in run["run_keys"]:
             raise MoelineError(f"Run {name} is only {run['status']}: no model of it was evaluated, so there are no answers to compare.")
-        return Model(name, f"run {name}", _stored(env, _recorded(env, "evaluate", run["run_keys"]["evaluate"])))
+        return of_evaluation(env, run["run_keys"]["evaluate"], name)
     if re.fullmatch(r"[0-9a-f]{6,64}", name):
         return _checkpoint(env, name)
     raise MoelineError(f"No model is called {name!r} here. {_NAMES}.")
@@ -98,6 +98,11 @@ def _registered(env: Environment, name: str) -> Model:
             raise MoelineError(f"No registered model has the version {name!r}; there are {', '.join(f'v{k}' for k in known) or 'none yet'}.")
     row = rows[-1]
     return Model(name, f"{row['model_name']} v{row['model_version']}", of_registration(env, row["run_key"]))
+
+
+def of_evaluation(env: Environment, run_key: str, name: str) -> Model:
+    """What the evaluation with this run key, of the run called ``name``, stored. Raises MoelineError when it is not recorded here."""
+    return Model(name, f"run {name}", _stored(env, _recorded(env, "evaluate", run_key)))
 
 
 def of_registration(env: Environment, run_key: str) -> pa.Table:

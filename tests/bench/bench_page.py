@@ -17,6 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import builds
 import httpx
 import pytest
 
@@ -27,14 +28,14 @@ from jobs.services import delta, report
 
 
 def of_the_browser_tests(name: str) -> Any:
-    """A module of tests/browser: how builds are written, and the browser's fixtures."""
+    """A module of tests/browser: the browser's fixtures."""
     spec = importlib.util.spec_from_file_location(f"browser_{name}", Path(__file__).resolve().parent.parent / "browser" / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-builds, pages = of_the_browser_tests("builds"), of_the_browser_tests("conftest")
+pages = of_the_browser_tests("conftest")
 chromium, page_server = pages.chromium, pages.page_server
 
 RUNS = int(os.environ.get("MOELINE_BENCH_RUNS", "10000"))

@@ -2,12 +2,13 @@
 
 import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, segments, Z95 } from "./charts.js";
 import { count, el, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+import { comparisonCard, forget } from "./comparison.js";
 import { decisionCards, publishedCard } from "./decision.js";
 import { csvLink, filterBar, isFiltered, matches, NO_FILTER, rowsOf } from "./filters.js";
 import { aboutProposals, proposals } from "./proposals.js";
 
 const query = new URLSearchParams(location.search);
-const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null, proposed: new Map(), filter: NO_FILTER, budget: null, published: "", rows: 100 };
+const state = { data: null, selected: null, metric: "accuracy", log: true, byTask: false, share: false, onlyFailed: false, note: null, otherChecks: null, proposed: new Map(), filter: NO_FILTER, budget: null, published: "", rows: 100, against: null };
 const FIGURES = ["runs", "spend", "wasted", "budget", "calibration", "next", "published"];
 const BENCHMARKS = { gauntlet: "Gauntlet v0.3", mmlu: "MMLU, 5-shot" };
 const MOST_LISTED = 200;
@@ -19,6 +20,7 @@ async function load() {
     const answer = await getJson("api/runs");
     state.data = { ...answer, ...Object.fromEntries(FIGURES.map((name) => [name, rowsOf(answer[name])])) };
     state.proposed.clear();
+    forget();
     await select();
     draw();
     await inFull(state.selected);
@@ -92,10 +94,10 @@ function draw() {
     main.replaceChildren(...note(), emptyState(), ...(state.otherChecks ? [checksCard(state.otherChecks, "of this DAG run")] : []));
     return;
   }
-  const ui = { card, plot, table, legend, toggle, switchTo };
+  const ui = { card, plot, table, legend, toggle, switchTo, redraw: (change) => switchTo(change)() };
   main.replaceChildren(
     ...note(), filterBar(state.data.runs, state.data.spend, state.filter, (filter) => switchTo({ filter, rows: 100 })()), tiles(runs), scatterCard(runs),
-    ...decisionCards(state.data, runs, state, ui), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run), proposalsCard(run), publishedCard(state.data, ui),
+    ...decisionCards(state.data, runs, state, ui), forecastCard(run), scoresCard(run), costCard(runs), gatesCard(run), comparisonCard(state.data.runs, state, ui), proposalsCard(run), publishedCard(state.data, ui),
     checksCard(state.otherChecks ?? run.checks ?? [], state.otherChecks ? "of this DAG run" : `of ${runLabel(run)} and its corpus`), runsCard(runs),
   );
   fitCharts();
@@ -237,7 +239,9 @@ function gatesCard(run) {
     ? `Registered as ${run.model_name} version ${run.model_version}${run.aliases?.length ? ` (${run.aliases.join(", ")})` : ", without an alias"}.` : "Not registered.";
   const mlflow = state.data.mlflow_url && run.registered && toggle("Open in MLflow", false, () =>
     openOutside(`${state.data.mlflow_url}/#/models/${encodeURIComponent(run.model_name)}/versions/${encodeURIComponent(run.model_version)}`, true));
-  return card("This run", about, mlflow || null, facts(run), gates.length
+  const named = run.registered && new URLSearchParams({ name: run.model_name, version: run.model_version });
+  const modelCard = named && toggle("Model card", false, () => openOutside(new URL(`api/card?${named}`, location.href).href, true));
+  return card("This run", about, [mlflow, modelCard].filter(Boolean), facts(run), gates.length
     ? table(["Gate", "Observed", "Limit", "Result"], gates.map((g) => ({ bad: !g.passed, cells: [g.gate ?? g.name, shortValue(g.observed), shortValue(g.limit), g.passed ? "passed" : "not passed"] })))
     : el("p", { class: "empty" }, "No promotion gate has been evaluated."));
 }

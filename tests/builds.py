@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.config import Recipe
 from jobs.contract import StageResult
 from jobs.environment import Environment, Resources
-from jobs.services import delta, ledger, results
+from jobs.services import configs, delta, ledger, results
 
 STAGES = ("forecast", "train", "evaluate", "review", "register")
 OUTPUT = {"forecast": "forecasts", "train": "checkpoints", "evaluate": "scores", "review": "verdicts", "register": "registrations"}
@@ -152,3 +153,26 @@ def _registration(env: Environment, build: Build, when: dt.datetime, append: App
 def hostile(text: str, number: int) -> Build:
     """A build whose every name is ``text``."""
     return dataclasses.replace(Build(number, 0.4, 4.0, 1.0), recipe=text, dag_run_id=text, category=text, failed_rule=text)
+
+
+def asked(env: Environment, build: Build, recipe: Recipe) -> None:
+    """Say that ``build`` was asked for what ``recipe`` asks: its settings are kept as a stage keeps them."""
+    for stage in STAGES:
+        configs.keep(env, recipe.config_hash(stage), recipe.asked(stage))
+        results.record(env, dataclasses.replace(results.find(env, stage, build.key(stage)), config_hash=recipe.config_hash(stage)))
+
+
+def answered(env: Environment, build: Build, right: Sequence[bool], name: str = "") -> None:
+    """Store which items ``build`` had right, over two categories of two tasks each; ``name``: what the first category is called."""
+    key = build.key("evaluate")
+    common = {"run_key": key, "kind": "multiple_choice", "n_prompt_tokens": 3, "choices": ["A", "B"], "sum_logprobs": [-1.0, -2.0],
+              "mean_logprobs": [-1.0, -2.0], "output": "A", "prediction": 0, "truncated": False, "weights_digest": "w",
+              "item": json.dumps({"doc_id": None, "contaminated": False})}  # fmt: skip
+    rows = [
+        {**common, "benchmark": f"task {i % 4}", "category": name if name and i % 2 == 0 else f"category {i % 2}", "item_id": f"i{i}", "prompt_hash": f"h{i}",
+         "gold": 0 if correct else 1, "correct": bool(correct)}
+        for i, correct in enumerate(right)
+    ]  # fmt: skip
+    delta.append(env, "responses", rows)
+    found = results.find(env, "evaluate", build.key("evaluate"))
+    results.record(env, dataclasses.replace(found, outputs={**found.outputs, "responses": str(delta.latest(env, "responses"))}))
