@@ -3,8 +3,8 @@
 Change here: routes, what is asked, what is kept between requests. Not here: what the figures hold (jobs/decision.py), how they look (static/decision.js),
 who may see them (cost_vs_accuracy.py, which serves these routes to the signed-in only).
 
-With thousands of builds reading the tables takes seconds, so what was read is kept in this process until a table, a recorded result or the price
-sheet changes, or the hour (projections of a budget move with it).
+With thousands of builds reading the tables takes seconds, so the answer is kept in this process until a table, a recorded result or the price
+sheet changes, or the hour (projections of a budget move with it); and then only files that are new are read (jobs/services/kept.py).
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def _read() -> dict[str, Any]:
     """What is kept, read again when something changed."""
     from jobs import decision
     from jobs.environment import Environment
-    from jobs.services import report
+    from jobs.services import kept, report
 
     env = Environment.load()
     tables, mlflow = report.state(env), env.platform.get("mlflow_uri")
     state = None if tables is None else (tables, mlflow)
     with _lock:
         if state is None or _kept.get("state") != state:
-            records = report.Records(env)
+            records = report.Records(env, _kept.setdefault("files", kept.Kept()))
             found = decision.figures(env, records=records)
             answer = {
                 **{name: found[name] for name in ("environment", "currency", "made_at", "total_usd", "wasted_usd")},

@@ -175,25 +175,43 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
 
 def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:
     """Rows of a table version as a lazy Arrow dataset; ``where_in`` keeps only these values of the partition column."""
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
     table = open_table(env, version.name, version.version)
     if table is None:
         raise MoelineError(f"Asked for {version}, but {version.name} has never been written here. `moeline stage` writes it.")
-    partition = TABLES[version.name].partition
-    files = table.file_uris(file_pruning_predicate=[(partition, "in", list(where_in))] if where_in is not None else None)
-    schema = arrow_schema(TABLES[version.name])
-    if not files or where_in == []:
-        return ds.dataset(schema.empty_table())
-    partitioning = ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive") if partition else None
+    found = table.file_uris(file_pruning_predicate=[(TABLES[version.name].partition, "in", list(where_in))] if where_in is not None else None)
     try:
-        return ds.dataset(sorted(files), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, version.name))
+        return _of_files(env, version.name, sorted(found) if where_in != [] else [])
     except FileNotFoundError:
         raise MoelineError(
             f"{version} can no longer be read: files of it held a document that was forgotten (`moeline forget`) and are removed. Read the newest version; "
             "`moeline stale` lists the days to prepare again."
         ) from None
+
+
+def _of_files(env: Environment, name: str, found: Sequence[str]) -> pyarrow.dataset.Dataset:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    schema, partition = arrow_schema(TABLES[name]), TABLES[name].partition
+    if not found:
+        return ds.dataset(schema.empty_table())
+    partitioning = ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive") if partition else None
+    return ds.dataset(list(found), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, name))
+
+
+def rows_by_file(env: Environment, name: str, found: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Rows of these files of a table, in one scan, under the name each file was asked by."""
+    rows: dict[str, list[dict[str, Any]]] = {file: [] for file in found}
+    if not found:
+        return rows
+    given = _of_files(env, name, found)
+    asked = {fragment.path: file for fragment, file in zip(given.get_fragments(), found, strict=True)}  # Arrow names them without file://
+    names = list(columns if columns is not None else given.schema.names)
+    table = given.to_table(columns=[*names, "__filename"])  # a field Arrow adds itself
+    *values, paths = (_values(table.column(name)) for name in (*names, "__filename"))
+    for path, row in zip(paths, zip(*values, strict=True), strict=True):
+        rows[asked[path]].append(dict(zip(names, row, strict=True)))
+    return rows
 
 
 def rows(env: Environment, name: str, *, columns: Sequence[str] | None = None, where: Any = None) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ from typing import Any
 
 from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
-from jobs.services import delta, results, shared_costs
+from jobs.services import delta, shared_costs
+from jobs.services.kept import Kept
 from jobs.services.spent import LOST, Spent, sum_by
 
 PREPARATION = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
@@ -42,18 +43,18 @@ class Corpus:
 
 
 class Records:
-    """Everything the report reads, read once."""
+    """Everything the report reads, read once. ``kept``: what this process has read before."""
 
-    def __init__(self, env: Environment) -> None:
-        stages = (*PREPARATION, *BUILD)
-        self.by_stage: dict[str, list[StageResult]] = {stage: results.of_stage(env, stage) for stage in stages}
+    def __init__(self, env: Environment, kept: Kept | None = None) -> None:
+        kept = kept or Kept()
+        self.by_stage: dict[str, list[StageResult]] = {stage: kept.of_stage(env, stage) for stage in (*PREPARATION, *BUILD)}
         self.by_output = {version: r for found in self.by_stage.values() for r in found for version in r.outputs.values()}
         self.env = env
-        self.costs = delta.rows(env, "costs", columns=CHARGE)
+        self.costs = kept.rows(env, "costs", CHARGE)
         self.costs_of = _grouped(self.costs, "x_RunKey")
-        self.scores_of = _grouped(delta.rows(env, "scores", columns=SCORE), "run_key")
-        self.forecasts_of = _grouped(delta.rows(env, "forecasts", columns=FORECAST), "run_key")
-        self.registrations = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
+        self.scores_of = _grouped(kept.rows(env, "scores", SCORE), "run_key")
+        self.forecasts_of = _grouped(kept.rows(env, "forecasts", FORECAST), "run_key")
+        self.registrations = sorted(kept.rows(env, "registrations"), key=lambda r: r["registered_at"])
         self.promotions = [r for r in self.registrations if r["promoted"]]
         self.champion = self.promotions[-1]["model_version"] if self.promotions else None
         self.registration_of = {r["run_key"]: r for r in reversed(self.registrations)}

@@ -14,6 +14,8 @@ from pathlib import Path
 from jobs.contract import MoelineError, StageResult, TableVersion
 from jobs.environment import Environment
 
+Held = tuple[tuple[int, int, int], StageResult]  # which file it was read from (inode, time, size), and what it held
+
 
 def _root(env: Environment) -> Path:
     return env.warehouse / "_results"
@@ -48,11 +50,26 @@ def record(env: Environment, result: StageResult) -> None:
     write_whole(_root(env) / result.stage / f"{result.run_key}.json", result.to_json().encode())
 
 
-def of_stage(env: Environment, stage: str) -> list[StageResult]:
-    """All recorded results of a stage, oldest first."""
-    found = [StageResult.from_json(file.read_text()) for file in (_root(env) / stage).glob("*.json") if not file.name.startswith(".")]
+def of_stage(env: Environment, stage: str, held: dict[str, Held] | None = None) -> list[StageResult]:
+    """All recorded results of a stage, oldest first. ``held``: what an earlier call read, by file name, which is brought up to date."""
+    before, found = held or {}, {}
+    try:
+        with os.scandir(_root(env) / stage) as folder:
+            entries = [entry for entry in folder if entry.name.endswith(".json") and not entry.name.startswith(".")]
+    except FileNotFoundError:
+        entries = []
+    for entry in entries:
+        now = entry.stat()
+        mark = (now.st_ino, now.st_mtime_ns, now.st_size)  # a result is replaced by renaming another file over it
+        kept = before.get(entry.name)
+        found[entry.name] = kept if kept is not None and kept[0] == mark else (mark, StageResult.from_json(Path(entry.path).read_text()))
+    if held is not None:
+        held.clear()
+        held.update(found)
     # Seconds are too coarse for a stage that is run again at once; the versions of its tables tell which came later.
-    return sorted(found, key=lambda r: (r.finished_at, [TableVersion.parse(r.outputs[name]).version for name in sorted(r.outputs)], r.run_key))
+    return sorted(
+        (r for _, r in found.values()), key=lambda r: (r.finished_at, [TableVersion.parse(r.outputs[name]).version for name in sorted(r.outputs)], r.run_key)
+    )
 
 
 def writer_of(env: Environment, version: TableVersion) -> StageResult:
