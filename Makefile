@@ -22,7 +22,8 @@ run: ## Everything: environment, platform, the main job on the sample corpus (RE
 setup: ## Only .venv from requirements.lock and the Delta JARs
 	@$(PYTHON) infra/local/bootstrap.py setup
 
-test: setup ## All tests (TESTS="tests/unit -k gates" for some)
+test: ## All tests (TESTS="tests/unit -k gates" for some)
+	@$(PYTHON) infra/local/bootstrap.py test-setup
 	@$(bin)/python -m pytest $(TESTS)
 
 lint: setup ## Style and formatting
@@ -68,7 +69,7 @@ status: ## How every service is
 	@$(bin)/moeline status
 
 clean: down ## Remove what setup made; your data in .moeline stays
-	@rm -rf .venv .uv .jars .pytest_cache .ruff_cache build
+	@rm -rf .venv .uv .jars .oracles .pytest_cache .ruff_cache build
 	@test ! -d .moeline || echo "Your tables, models and costs are still in .moeline; delete that folder yourself if you mean to."
 
 lock: setup ## Compile requirements.lock from pyproject.toml again (keeps what is pinned; UPGRADE=--upgrade for the newest)

@@ -122,7 +122,7 @@ def test_nothing_names_a_package_registry_or_this_machine():
     for file in ROOT.rglob("*"):
         parts = file.relative_to(ROOT).parts
         if (
-            any(p in (".venv", ".git", ".moeline", ".jars", "__pycache__", ".uv", ".ruff_cache", ".pytest_cache", ".hypothesis") for p in parts)
+            any(p in (".venv", ".git", ".moeline", ".jars", ".oracles", "__pycache__", ".uv", ".ruff_cache", ".pytest_cache", ".hypothesis") for p in parts)
             or not file.is_file()
             or file.suffix not in suffixes
         ):

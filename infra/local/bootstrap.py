@@ -1,4 +1,4 @@
-"""From a bare machine to a working checkout: `python3 infra/local/bootstrap.py setup`, or `run` to go on to the main job.
+"""From a bare machine to a working checkout: `python3 infra/local/bootstrap.py setup`; `test-setup` adds what only tests need, `run` the main job.
 
 Runs on the system's Python with nothing installed. Every step is left out when its result is already there. At the end of
 `run` a table says how long each step took (also appended to timings.jsonl in the moeline home).
@@ -21,6 +21,7 @@ REPO = Path(__file__).resolve().parent.parent.parent
 VENV, UV = REPO / ".venv", REPO / ".uv"
 PYTHON = VENV / "bin" / "python"
 LOCK, UV_LOCK = REPO / "requirements.lock", REPO / "infra" / "local" / "uv.lock"
+OLD_TRANSFORMERS, OLD_LOCK = REPO / ".oracles" / "transformers-4", REPO / "tests" / "oracles" / "transformers4.lock"
 OLDEST, TOO_NEW = (3, 11), (3, 13)  # the wheels of requirements.lock
 # What pip was told about this machine's package index holds for uv too.
 PIP_SETTINGS = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE"}
@@ -58,6 +59,21 @@ def environment() -> None:
     # PYTHONDONTWRITEBYTECODE is set.
     call([uv, "pip", "sync", "--quiet", "--compile-bytecode", "--require-hashes", "--python", PYTHON, LOCK], variables)
     add_project()
+    stamp.write_text(wanted)
+
+
+def oracles() -> None:
+    """An older transformers in a folder of its own, for tests that ask it in a process of its own. Without one they are skipped and say so."""
+    wanted, stamp = hashlib.sha256(OLD_LOCK.read_bytes()).hexdigest(), OLD_TRANSFORMERS / ".pinned"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(OLD_TRANSFORMERS, ignore_errors=True)
+    install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", PYTHON, "--target", OLD_TRANSFORMERS, "-r", OLD_LOCK]
+    try:
+        call([ensure_uv(), *install], index_settings())
+    except Problem as problem:
+        print(f"{problem} Tests that need transformers 4.57 are skipped.", file=sys.stderr)
+        return
     stamp.write_text(wanted)
 
 
@@ -131,12 +147,14 @@ def report(seconds: dict[str, float]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["setup", "run"])
+    parser.add_argument("command", choices=["setup", "test-setup", "run"])
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--days", default="3")
     asked = parser.parse_args()
     moeline = VENV / "bin" / "moeline"
     steps = {"environment": lambda: (check_python(), check_java(), environment()), "jars": jars}
+    if asked.command == "test-setup":
+        steps["oracles"] = oracles
     if asked.command == "run":
         steps["up"] = lambda: call([moeline, "up"], {})
         steps["run"] = lambda: call([moeline, "run", "--recipe", asked.recipe, "--days", asked.days], {})

@@ -1,10 +1,7 @@
 """DBRX of the transformers that runs this file: its logits for a folder, and a folder of its own making.
 
-tests/unit/test_huggingface.py starts it in another environment (transformers 4.57.6, the last before 5), named by MOELINE_TRANSFORMERS_4:
-
-    uv venv old-env && uv pip install --python old-env --no-deps transformers==4.57.6 "huggingface-hub<1" "tokenizers<=0.23.0"
-    echo <this project's .venv>/lib/python3.11/site-packages > old-env/lib/python3.11/site-packages/project.pth
-    MOELINE_TRANSFORMERS_4=old-env/bin/python .venv/bin/python -m pytest tests/unit/test_huggingface.py
+tests/unit/test_huggingface.py starts it with transformers 4.57, the last before 5, before everything else on its path: `make test` lays it into
+.oracles/transformers-4, as transformers4.lock pins it, and all it needs besides is this project's.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import DbrxConfig, DbrxForCausalLM
 
@@ -35,4 +33,5 @@ def write(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    print("transformers", transformers.__version__)
     {"logits": logits, "write": write}[sys.argv[1]](*sys.argv[2:])

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from jobs.environment import REPO
 from models import huggingface
 from models.config import ModelConfig
 from models.train_loop import new_model
@@ -155,17 +156,20 @@ def test_transformers_generates_from_our_folder(tmp_path: Path) -> None:
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False).shape[1] <= 7
 
 
-OLD = os.environ.get("MOELINE_TRANSFORMERS_4")
+OLD = REPO / ".oracles" / "transformers-4"
 
 
-@pytest.mark.skipif(not OLD, reason="MOELINE_TRANSFORMERS_4 names no python with transformers 4.57 (tests/oracles/dbrx_logits.py says how to make one)")
+@pytest.mark.skipif(not (OLD / ".pinned").is_file(), reason=f"no transformers 4.57 in {OLD}: make test puts it there")
 @pytest.mark.parametrize("change", [{}, {"n_experts": 1, "top_k": 1, "moe_loss_weight": 0.0}], ids=["experts", "dense"])
 def test_transformers_4_and_we_load_each_others_folders(tmp_path: Path, change: dict) -> None:
     """In a process of its own: two versions cannot be imported into one."""
 
     def old(*arguments: object) -> None:
-        script = Path(__file__).parents[1] / "oracles" / "dbrx_logits.py"
-        subprocess.run([OLD, str(script), *map(str, arguments)], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
+        command = [sys.executable, str(REPO / "tests" / "oracles" / "dbrx_logits.py"), *map(str, arguments)]
+        done = subprocess.run(
+            command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(OLD)}, timeout=300, capture_output=True, text=True
+        )
+        assert done.stdout.startswith("transformers 4.57."), "it is the older one that answered"
 
     ours_file, theirs_folder = tmp_path / "ours.safetensors", tmp_path / "theirs"
     save_file({"tokens": tokens()}, tmp_path / "tokens.safetensors")
@@ -183,6 +187,7 @@ def test_a_folder_is_written_and_read_a_file_at_a_time(tmp_path: Path) -> None:
     """Peak memory of a process that exports a model and one that loads it: the model and little more, however many files there are."""
     program = """
 import resource, sys, pathlib, torch
+from jobs.environment import REPO
 from models import huggingface
 from models.config import ModelConfig
 from models.train_loop import new_model
