@@ -133,7 +133,7 @@ def runs_of(records: Records, *, checks: bool = True) -> list[dict[str, Any]]:
 
 
 def one(records: Records, key: str) -> dict[str, Any] | None:
-    """The build of the training (or, where there is none, the forecast) with this run key, its checks included; None when there is none."""
+    """The build of the training (or, where there is none, the forecast) with this run key, or None; with its checks and its training's run in MLflow."""
     trained = next((r for r in records.by_stage["train"] if r.run_key == key), None)
     stopped = next((r for r in records.by_stage["forecast"] if r.run_key == key), None)
     stages = _build(records, trained) if trained else {"forecast": stopped} if stopped else None
@@ -143,7 +143,8 @@ def one(records: Records, key: str) -> dict[str, Any] | None:
     behind = [*records.corpus(next(iter(stages.values())).inputs.get("sequences")).results, *stages.values()]
     keys = [r.run_key for r in behind]
     rows = _grouped(delta.rows(records.env, "checks", where=_is_in("run_key", keys)), "run_key")  # of this build alone
-    return {**run, "checks": [_check(row) for key in keys for row in rows[key]]}
+    logged = [r["mlflow_run_id"] for r in delta.rows(records.env, "checkpoints", columns=("mlflow_run_id",), where=_is_in("run_key", [key])) if trained]
+    return {**run, "checks": [_check(row) for key in keys for row in rows[key]], "mlflow_run_id": logged[-1] if logged else None}
 
 
 def _is_in(column: str, values: list[str]) -> Any:

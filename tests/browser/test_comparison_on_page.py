@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from builds import Build, answered, asked, hostile, write
 
 from jobs import recipes, run_comparison
-from jobs.environment import Environment
-from jobs.services import report
+from jobs.environment import PLATFORM_FILE, Environment
+from jobs.services import delta, report
 
 HOSTILE = "=1+1<img src=x onerror=alert(1)>\"'><svg onload=alert(2)>"  # without a slash: what is before one names a suite of its own
 SMOKE = recipes.load("smoke")
@@ -96,6 +97,22 @@ def test_the_card_of_a_version_is_plain_text(two: Environment, page_of: str) -> 
     assert answer.headers["x-content-type-options"] == "nosniff" and "# moeline" in answer.text
     assert httpx.get(address, params={"name": "moeline", "version": "9"}, trust_env=False).status_code == 404
     assert httpx.get(address, params={"name": "moeline", "version": "1;x"}, trust_env=False).status_code == 422
+
+
+def test_a_build_leads_to_its_training_and_its_version_in_mlflow(two: Environment, page_of: str, open_page: Callable[..., Any]) -> None:
+    row = {"run_key": Build(2, 0.5, 4.0, 1.0).key("train"), "uri": "checkpoints/x", "sha256": "0" * 64, "step": 1, "tokens": 1, "loss": 1.0,
+           "held_out_loss": 1.0, "config": "{}", "final": True, "mlflow_run_id": "abc/../1"}  # fmt: skip
+    delta.append(two, "checkpoints", [row])
+    (two.home / PLATFORM_FILE).write_text(json.dumps({"addresses": {"mlflow_uri": "http://127.0.0.1:9"}}))  # where nobody answers
+    page = open_page()
+    page.goto(page_of, wait_until="load")
+    page.evaluate("""() => document.addEventListener("click", (e) => {
+        if (e.target.tagName === "A") { e.preventDefault(); (window.went ??= []).push([e.target.href, e.target.target, e.target.rel]); }
+    }, true)""")
+    for name in ("Training in MLflow", "Open in MLflow"):
+        page.get_by_role("button", name=name).click()
+    mlflow = "http://127.0.0.1:9/#"
+    assert page.evaluate("window.went") == [[f"{mlflow}/{place}", "_blank", "noopener"] for place in ("runs/abc%2F..%2F1", "models/moeline/versions/2")]
 
 
 def test_the_card_opens_beside_the_page(two: Environment, page_of: str, open_page: Callable[..., Any]) -> None:

@@ -241,7 +241,8 @@ function gatesCard(run) {
     openOutside(`${state.data.mlflow_url}/#/models/${encodeURIComponent(run.model_name)}/versions/${encodeURIComponent(run.model_version)}`, true));
   const named = run.registered && new URLSearchParams({ name: run.model_name, version: run.model_version });
   const modelCard = named && toggle("Model card", false, () => openOutside(new URL(`api/card?${named}`, location.href).href, true));
-  return card("This run", about, [mlflow, modelCard].filter(Boolean), facts(run), gates.length
+  const training = state.data.mlflow_url && run.mlflow_run_id && toggle("Training in MLflow", false, () => openOutside(`${state.data.mlflow_url}/#/runs/${encodeURIComponent(run.mlflow_run_id)}`, true));
+  return card("This run", about, [training, mlflow, modelCard].filter(Boolean), facts(run), gates.length
     ? table(["Gate", "Observed", "Limit", "Result"], gates.map((g) => ({ bad: !g.passed, cells: [g.gate ?? g.name, shortValue(g.observed), shortValue(g.limit), g.passed ? "passed" : "not passed"] })))
     : el("p", { class: "empty" }, "No promotion gate has been evaluated."));
 }
