@@ -20,7 +20,7 @@ ROUTES = (
     "page", "trend", "static/page.js", "static/page.css", "static/icon.svg", "static/decision.js", "api/runs", "api/run?key=x", "api/figure.csv?name=spend",
     "api/dag-run?run=x", "api/proposals?run_key=x", "api/trend",
     "api/trend.csv", "api/items?run_key=x&benchmark=y", "api/items.csv?run_key=x&benchmark=y", "corpus", "api/corpus", "api/corpus.csv",
-    "training", "api/trainings", "api/training?run_key=x",
+    "training", "api/trainings", "api/training?run_key=x", "api/compare?a=x&b=x", "api/compare.csv?a=x&b=x", "api/card?name=moeline&version=1",
 )  # fmt: skip
 
 
@@ -43,22 +43,7 @@ def test_no_route_was_forgotten(whole_job: WholeJob, page_server: str) -> None:
     import cost_vs_accuracy as plugin
 
     routes = {route.path.strip("/").partition("{")[0] for route in plugin.app.routes}
-    trend, corpus = ("trend", "api/trend", "api/trend.csv", "api/items", "api/items.csv"), ("corpus", "api/corpus", "api/corpus.csv")
-    assert routes == {
-        "page",
-        "static/",
-        "api/runs",
-        "api/run",
-        "api/figure.csv",
-        "api/dag-run",
-        "api/proposals",
-        *trend,
-        *corpus,
-        "training",
-        "api/trainings",
-        "api/training",
-    }
-    assert all(any(asked_for.startswith(route) for asked_for in ROUTES) for route in routes)
+    assert routes == {"static/" if asked_for.startswith("static/") else asked_for.partition("?")[0] for asked_for in ROUTES}
 
 
 def test_it_is_in_the_navigation_and_shows_what_the_tables_say(whole_job: WholeJob, open_page: Callable[..., Any]) -> None:
