@@ -19,6 +19,7 @@ from jobs.price_sheet import Prices, Resources
 __all__ = ["PLATFORM_FILE", "REPO", "Environment", "Prices", "Resources"]
 
 REPO = Path(__file__).resolve().parent.parent
+GIVEN = ("spark_remote", "ray_address", "mlflow_uri", "mlflow_user", "mlflow_password_file", "check_socket", "postgres_url")  # of [services]
 PLATFORM_FILE = "platform.json"  # written by `moeline up`: {"services": {name: {...}}, "addresses": {...}}
 
 
@@ -63,5 +64,7 @@ class Environment:
         addresses: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError):
             addresses = json.loads((self.home / PLATFORM_FILE).read_text()).get("addresses", {})
-        given = {key: self.services[key] for key in ("spark_remote", "ray_address", "mlflow_uri", "check_socket", "postgres_url") if self.services.get(key)}
+        given = {key: self.services[key] for key in GIVEN if self.services.get(key)}
+        if "mlflow_uri" in given:  # another server than ours: our password is none of its business
+            addresses = {key: value for key, value in addresses.items() if not key.startswith("mlflow_")}
         return {**addresses, **given}

@@ -363,5 +363,7 @@ def _tell_addresses(env: Environment, client: AirflowClient, build: RunSeen, ech
     echo(f"  Cost vs accuracy   {client.url}/plugin/cost-vs-accuracy")
     if addresses.get("mlflow_uri"):
         echo(f"  MLflow             {addresses['mlflow_uri']}")
+    if addresses.get("mlflow_password_file"):
+        echo(f"    sign in as       {addresses['mlflow_user']}, password in {addresses['mlflow_password_file']}")
     if addresses.get("airflow_password_file"):
         echo(f"  Sign in as         {addresses.get('airflow_user', 'admin')}, password in {addresses['airflow_password_file']}")

@@ -43,6 +43,11 @@ def platform() -> Iterator[Environment]:
     assert not left, f"`down` left processes running: {left}"
 
 
+def mlflow_sign_in(env: Environment) -> tuple[str, str]:
+    """User and password of the platform's MLflow server."""
+    return env.platform["mlflow_user"], Path(env.platform["mlflow_password_file"]).read_text().strip()
+
+
 @contextlib.contextmanager
 def _usual_port_taken(port: int) -> Iterator[None]:
     """Somebody else's server on a usual port: every test run proves that the platform moves aside."""

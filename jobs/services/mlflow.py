@@ -30,9 +30,21 @@ def client(env: Environment) -> MlflowClient:
     if not uri:
         env.home.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{env.home}/mlflow-by-hand.db"
+    _sign_in(env)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _sign_in(env: Environment) -> None:
+    """Give MLflow the server's user and password in the one way it takes them: this process's environment, which only its owner can read."""
+    if (file := env.platform.get("mlflow_password_file")) is None:
+        return
+    try:
+        password = Path(file).read_text().strip()
+    except OSError as error:
+        raise MoelineError(f"The password of the MLflow server cannot be read from {file}: {error.strerror}. `moeline up` makes it.") from None
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": env.platform.get("mlflow_user", "moeline"), "MLFLOW_TRACKING_PASSWORD": password}
 
 
 @dataclass

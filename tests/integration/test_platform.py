@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from running_platform import until
+from running_platform import mlflow_sign_in, until
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO
@@ -65,14 +65,15 @@ def test_secrets_are_in_private_files_and_in_no_command_line(platform):
     addresses = platform.platform
     home = platform.home
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
-    private = [home / "platform.json", home / "plan.json", home / "airflow" / "airflow.cfg", addresses["airflow_password_file"], addresses["ray_token_file"]]
+    files = [addresses[name] for name in ("airflow_password_file", "mlflow_password_file", "ray_token_file")]
+    private = [home / "platform.json", home / "plan.json", home / "airflow" / "airflow.cfg", *files]
     for path in private:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600, path
     password = json.loads(Path(addresses["airflow_password_file"]).read_text())["admin"]
     token = addresses["spark_remote"].partition("token=")[2]
     assert len(token) >= 32
     commands = [" ".join(process.cmdline()) for entry in record.read_record(home)["services"].values() if entry["pid"] for process in family(entry)]
-    for value in (password, token, Path(addresses["ray_token_file"]).read_text()):
+    for value in (password, token, Path(addresses["ray_token_file"]).read_text(), mlflow_sign_in(platform)[1]):
         assert not any(value in command for command in commands)
         for log in (home / "logs").glob("*.log"):
             assert value not in log.read_text(errors="replace"), log
@@ -91,6 +92,14 @@ def test_airflow_refuses_strangers_and_knows_the_dags(platform):
         with pytest.raises(MoelineError, match="Could not find dag no_such_dag") as refused:
             client.create_backfill("no_such_dag", "2026-01-01", "2026-01-02")
         assert refused.value.status == 404
+
+
+def test_mlflow_refuses_strangers_and_lets_in_who_has_the_password(platform):
+    api = f"{platform.platform['mlflow_uri']}/api/2.0/mlflow/experiments/search?max_results=1"
+    user, password = mlflow_sign_in(platform)
+    answers = [httpx.get(api, auth=auth, trust_env=False).status_code for auth in (None, (user, "x" * len(password)), ("admin", password), (user, password))]
+    assert answers == [401, 401, 401, 200]
+    assert httpx.get(platform.platform["mlflow_uri"], trust_env=False).headers["www-authenticate"].startswith("Basic ")
 
 
 def test_tasks_get_what_a_stage_process_needs(platform):

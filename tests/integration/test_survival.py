@@ -21,7 +21,7 @@ import zstandard
 from expectations.tables import TABLES
 from jobs import recipes, stale
 from jobs.contract import StageResult
-from jobs.environment import REPO, Environment
+from jobs.environment import GIVEN, REPO, Environment
 from jobs.services import delta, ledger, report
 
 pytestmark = pytest.mark.integration
@@ -50,7 +50,7 @@ def place(platform, corpus, tmp_path):
 
     def make(name: str) -> Environment:
         toml = tmp_path / f"{name}.toml"
-        addresses = {k: v for k, v in platform.platform.items() if k in ("spark_remote", "ray_address", "mlflow_uri", "check_socket")}
+        addresses = {k: v for k, v in platform.platform.items() if k in GIVEN and k != "postgres_url"}
         toml.write_text((REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items()))
         home = tmp_path / name
         shutil.copytree(corpus, home / "landing")

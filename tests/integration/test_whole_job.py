@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from running_platform import mlflow_sign_in
 from whole_job import RECIPE, WholeJob
 
 from expectations.tables import TABLES
@@ -101,6 +102,7 @@ def test_the_model_is_in_the_registry_with_what_it_was_made_from(whole_job: Whol
     answer = httpx.get(
         f"{whole_job.env.platform['mlflow_uri']}/api/2.0/mlflow/model-versions/get",
         params={"name": build["model_name"], "version": build["model_version"]},
+        auth=mlflow_sign_in(whole_job.env),
         trust_env=False,
     )
     assert answer.status_code == 200

@@ -115,8 +115,13 @@ def render_status(found: dict[str, Any]) -> str:
     addresses = found["addresses"]
     if addresses:
         lines += ["", f"Airflow  {addresses['airflow_url']}  user {addresses['airflow_user']}, password in {addresses['airflow_password_file']}"]
-        lines += [f"MLflow   {addresses['mlflow_uri']}"]
+        lines += [f"MLflow   {addresses['mlflow_uri']}" + _signing_in(addresses)]
     return "\n".join(lines)
+
+
+def _signing_in(addresses: dict[str, Any]) -> str:
+    file = addresses.get("mlflow_password_file")
+    return f"  user {addresses['mlflow_user']}, password in {file}" if file else ""
 
 
 def _clock(seconds: float) -> str:

@@ -101,6 +101,13 @@ def ray_head(env: Environment, *, port: int, runtime_folder: Path, common: dict[
     )  # fmt: skip
 
 
+def mlflow_password_file(env: Environment) -> Path:
+    """The generated password of the MLflow server, made on first use."""
+    file = env.home / "mlflow" / "password"
+    secret(file, lambda: secrets.token_urlsafe(18))
+    return file
+
+
 def mlflow_server(env: Environment, *, port: int, database_url: str, needs: tuple[str, ...], stamp_folder: Path, common: dict[str, str]) -> Service:
     """The MLflow tracking server: PostgreSQL behind it, artifacts proxied from ``env.artifacts``/mlflow."""
     artifacts = env.artifacts / "mlflow"
@@ -111,9 +118,9 @@ def mlflow_server(env: Environment, *, port: int, database_url: str, needs: tupl
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"{LOOPBACK}:{port},localhost:{port}",
     }  # fmt: skip
     stamp = stamp_folder / f"mlflow-{metadata.version('mlflow')}.migrated"
+    command = (sys.executable, "-m", "jobs.services.platform.mlflow_server", str(port), str(stamp), str(mlflow_password_file(env)))
     return Service(
-        name="mlflow", argv=(sys.executable, "-m", "jobs.services.platform.mlflow_server", str(port), str(stamp)), env=variables, cwd=str(env.home),
-        log=str(env.home / "logs" / "mlflow.log"), needs=needs, port=port, url=f"http://{LOOPBACK}:{port}",
+        name="mlflow", argv=command, env=variables, cwd=str(env.home), log=str(env.home / "logs" / "mlflow.log"), needs=needs, port=port, url=f"http://{LOOPBACK}:{port}",
         health={"http": f"http://{LOOPBACK}:{port}/health"}, stop_after=("airflow-scheduler",),
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
 from jobs.services.java import find_java
 from jobs.services.platform import airflow, engines, postgres
+from jobs.services.platform.mlflow_server import USER
 from jobs.services.platform.ports import LOOPBACK, choose_ports
 from jobs.services.platform.processes import MARK
 from jobs.services.platform.service import Service
@@ -63,6 +64,7 @@ def plan(env: Environment) -> dict[str, Any]:
     if "mlflow_uri" not in external:
         services.append(engines.mlflow_server(env, port=ports["mlflow"], database_url=urls["mlflow"], needs=needs, stamp_folder=stamps, common=common))
         addresses["mlflow_uri"] = f"http://{LOOPBACK}:{ports['mlflow']}"
+        addresses |= {"mlflow_user": USER, "mlflow_password_file": str(engines.mlflow_password_file(env))}
     if "spark_remote" not in external:
         services.append(engines.spark_connect(env, port=ports["spark"], java=java, common=common))
         addresses["spark_remote"] = engines.spark_remote(env, ports["spark"])
