@@ -100,6 +100,9 @@ def test_mlflow_refuses_strangers_and_lets_in_who_has_the_password(platform):
     answers = [httpx.get(api, auth=auth, trust_env=False).status_code for auth in (None, (user, "x" * len(password)), ("admin", password), (user, password))]
     assert answers == [401, 401, 401, 200]
     assert httpx.get(platform.platform["mlflow_uri"], trust_env=False).headers["www-authenticate"].startswith("Basic ")
+    create = api.replace("/search?max_results=1", "/create")  # a page from elsewhere in a browser that remembers the password
+    ridden = httpx.post(create, auth=(user, password), headers={"Origin": "https://elsewhere.example"}, json={"name": "ridden"}, trust_env=False)
+    assert ridden.status_code == 403
 
 
 def test_tasks_get_what_a_stage_process_needs(platform):
