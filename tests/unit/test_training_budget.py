@@ -29,18 +29,20 @@ def allowance(seconds: float) -> Allowance:
 
 def test_it_ends_at_the_last_affordable_step_and_goes_on_exactly_with_more(data, tmp_path):
     config = parts.small_train(tokens=STEPS * 8 * parts.SEQ_LEN)
-    whole = TrainingRun(str(tmp_path / "whole"), data.folder, config)
+    whole, began = TrainingRun(str(tmp_path / "whole"), data.folder, config), time.time()
     training.train_all([whole], threads=1)
     expected = training.result_of(whole.folder)
+    around = time.time() - began - expected["seconds"]  # what a run takes besides its steps: data, model, hash
     assert "ended_early" not in expected
 
-    run = TrainingRun(str(tmp_path / "run"), data.folder, config)
-    run = replace(run, allowance=allowance(max(1.5, expected["seconds"] / 3)))
-    assert training.train_all([TrainingRun.from_json(run.to_json())], threads=1)
-    ended_at = time.time()
-    early = training.result_of(run.folder)
+    run, early, seconds = TrainingRun(str(tmp_path / "run"), data.folder, config), {"steps": 0}, max(1.5, expected["seconds"] / 3)
+    while not early["steps"]:  # on a busy machine the first seconds may not suffice for a step
+        training.reopen(run.folder, seconds)
+        run = replace(run, allowance=allowance(seconds))
+        assert training.train_all([TrainingRun.from_json(run.to_json())], threads=1)
+        ended_at, early, seconds = time.time(), training.result_of(run.folder), 1.5 * seconds
     slowest = max(line["seconds"] for line in training.read_metrics(tmp_path / "run" / training.METRICS) if line["event"] == "step")
-    assert ended_at - run.allowance.since <= run.allowance.usd + slowest + 1.0  # the last second: import and hash, not trained
+    assert ended_at - run.allowance.since <= run.allowance.usd + slowest + 1.0 + around  # the last two: import and hash, not trained
     assert early["ended_early"] == "budget"
     assert 0 < early["steps"] < STEPS
     assert early["held_out_loss"] > expected["held_out_loss"]
