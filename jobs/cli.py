@@ -159,9 +159,8 @@ def _propose(arguments: argparse.Namespace, env: Any) -> Any:
 def _compare(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import compare, run_comparison
 
-    names = (arguments.model_a, arguments.model_b)
-    found = compare.compare(env, *names, by_text=arguments.by_text)
-    found["runs"] = run_comparison.beside(env, *names, found)
+    found = compare.compare(env, arguments.model_a, arguments.model_b, by_text=arguments.by_text)
+    found["runs"] = run_comparison.beside(env, found)
     if not arguments.json:
         print(compare.render(found) + (run_comparison.render(found["runs"]) if found["runs"] else ""), end="")
     return found

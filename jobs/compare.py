@@ -12,6 +12,7 @@ from typing import Any
 from jobs.contract import MoelineError
 from jobs.environment import Environment
 from jobs.services import responses
+from jobs.terminal import text_console
 
 PARTS = {"clean": 0, "contaminated": 1}
 
@@ -59,7 +60,12 @@ def _nothing_in_common(a: responses.Model, b: responses.Model, left_out: Sequenc
 def _single(model: responses.Model) -> dict[str, Any]:
     from models.gauntlet import calibration
 
-    return {"name": model.name, "about": model.about, "tasks": [dataclasses.asdict(t) for t in calibration.tasks(model.rows.to_pylist())]}
+    return {
+        "name": model.name,
+        "about": model.about,
+        "evaluation": model.evaluation,
+        "tasks": [dataclasses.asdict(t) for t in calibration.tasks(model.rows.to_pylist())],
+    }
 
 
 def _points(share: float) -> str:
@@ -102,9 +108,7 @@ def _tasks_table(side: str, model: Mapping[str, Any]) -> Any:
 
 def render(found: Mapping[str, Any]) -> str:
     """The comparison as text for a terminal."""
-    from rich.console import Console
-
-    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115 - rich wants a file to write to; we export the text
+    console = text_console()
     for side in ("a", "b"):
         console.print(_tasks_table(side.upper(), found[side]))
     titles = {"all": "B minus A, in points, on the items both answered", "clean": "Only clean items", "contaminated": "Only items training text overlaps"}

@@ -13,6 +13,7 @@ from jobs.config import PHASES
 from jobs.contract import MoelineError
 from jobs.environment import Environment
 from jobs.services import configs, report, responses
+from jobs.terminal import text_console
 
 RUN = ("run_id", "key", "recipe", "suite", "status", "model_version", "finished_at", "cost_usd", "accuracy", "accuracy_stderr", "loss", "tokens")
 COLUMNS = ("kind", "name", "a", "b", "difference", "low", "high", "p_adjusted", "n")
@@ -31,14 +32,14 @@ def of_runs(
                 ``problem``
     costs       {stage, a, b, difference} in USD; a stage that one of them has no charge for is missing there, not free
     """
-    asked = [_asked(env, records, run) for run in (a, b)]
+    asked_a, asked_b = (_asked(env, records, run) for run in (a, b))
     effects, problem = (_ordered(compared), None) if compared else _effects(env, a, b)
     average = effects[0] if effects else None
     more = b["cost_usd"] - a["cost_usd"] if a["cost_usd"] is not None and b["cost_usd"] is not None else None
     gain = 100 * average["difference"] if average else None
     return {
         "a": {k: a[k] for k in RUN}, "b": {k: b[k] for k in RUN},
-        "settings": None if None in asked else configs.differences(*(s or {} for s in asked)),
+        "settings": None if asked_a is None or asked_b is None else configs.differences(asked_a, asked_b),
         "only_a": sorted(set(a["days"]) - set(b["days"])), "only_b": sorted(set(b["days"]) - set(a["days"])),
         "effects": effects, "problem": problem, "costs": _costs(a, b), "cost_difference_usd": more,
         # what a point more costs: only where B is both better and dearer is that a price
@@ -46,15 +47,14 @@ def of_runs(
     }  # fmt: skip
 
 
-def beside(env: Environment, name_a: str, name_b: str, compared: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``of_runs`` of two models by any name ``moeline compare`` takes; None where one of them is not a build of this home (a folder, a file)."""
-    if any("/" in name or name.endswith(".parquet") for name in (name_a, name_b)):
+def beside(env: Environment, compared: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``of_runs`` of the two models that compare.py ``compared``; None where one of them is not a build of this home (a folder, a file)."""
+    keys = [compared[side]["evaluation"] for side in ("a", "b")]
+    if None in keys:
         return None
     records = report.Records(env)
-    try:
-        return of_runs(env, records, report.named(records, name_a), report.named(records, name_b), compared)
-    except MoelineError:
-        return None
+    builds = {run["run_keys"].get("evaluate"): run for run in report.runs_of(records, checks=False)}
+    return of_runs(env, records, builds[keys[0]], builds[keys[1]], compared) if builds.keys() >= set(keys) else None
 
 
 def rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -91,12 +91,8 @@ def _asked(env: Environment, records: report.Records, run: Mapping[str, Any]) ->
 
 
 def _effects(env: Environment, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
-    for run in (a, b):
-        if "evaluate" not in run["run_keys"]:
-            return [], f"Run {run['run_id']} is only {run['status']}: no model of it was evaluated."
     try:
-        models = [responses.of_evaluation(env, run["run_keys"]["evaluate"], run["run_id"]) for run in (a, b)]
-        found = compare.of_models(*models)
+        found = compare.of_models(responses.of_run(env, a), responses.of_run(env, b))
     except MoelineError as problem:
         return [], str(problem)
     return _ordered(found), None
@@ -116,22 +112,19 @@ def _costs(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def render(found: Mapping[str, Any]) -> str:
     """What differs between the runs, and the costs, as text for a terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from jobs.report_figures import usd
 
-    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115 - rich wants a file to write to; we export the text
+    console = text_console()
     settings = Table(title=Text(f"What differs: A = {found['a']['recipe']}, B = {found['b']['recipe']}"), title_justify="left")
     for heading in ("setting", "A", "B"):
         settings.add_column(heading, overflow="fold")
     for s in found["settings"] or []:
         settings.add_row(Text(s["setting"]), Text(str(s["a"])), Text(str(s["b"])))
-    for side in ("a", "b"):
-        if found[f"only_{side}"]:
-            settings.add_row(Text("data days"), *(Text(", ".join(found[f"only_{s}"]) or "none more") for s in ("a", "b")))
-            break
+    if found["only_a"] or found["only_b"]:
+        settings.add_row(Text("data days"), *(Text(", ".join(found[side]) or "none more") for side in ("only_a", "only_b")))
     if settings.rows:
         console.print(settings)
     costs = Table(title="Cost of the whole runs, USD", title_justify="left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,21 +101,21 @@ def _charge(env: Environment, build: Build, stage: str, finished: dt.datetime, r
 
 def _forecast(env: Environment, build: Build, append: Append = delta.append) -> None:
     reached = {"loss": build.loss, "accuracy": build.accuracy, "cost_usd": build.core_hours * env.prices.core_hour, "wall_seconds": 100.0}
-    common = {
-        "target": "{}",
-        "law": "{}",
-        "proxies": "[]",
-        "decision": "go",
-        "registered_at": dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
-        "content_hash": "0" * 64,
-    }
-    rows = [  # the accuracy of every build is missed, the rest is met
-        {"run_key": build.key("forecast"), "metric": metric, "predicted": value * 1.1, "low": value * (1.05 if metric == "accuracy" else 0.9),
-         "high": value * 1.3, "naive": value * 1.2, **common}
+    said = {  # the accuracy of every build is missed, the rest is met
+        metric: (value * 1.1, value * (1.05 if metric == "accuracy" else 0.9), value * 1.3, value * 1.2)
         for metric, value in reached.items()
         if value is not None
-    ]  # fmt: skip
-    append(env, "forecasts", rows)
+    }
+    append(env, "forecasts", [{"run_key": build.key("forecast"), **row} for row in forecast_rows(said, "0" * 64)])
+
+
+def forecast_rows(said: Mapping[str, tuple[float | None, ...]], content_hash: str) -> list[dict[str, Any]]:
+    """Rows of ``forecasts``, but for their run key: (predicted, low, high, naive) by metric."""
+    common = {"target": "{}", "law": "{}", "proxies": "[]", "decision": "go", "registered_at": dt.datetime(2026, 11, 1, tzinfo=dt.UTC)}
+    return [
+        {"metric": m, "predicted": p, "low": low, "high": high, "naive": naive, **common, "content_hash": content_hash}
+        for m, (p, low, high, naive) in said.items()
+    ]
 
 
 def _scores(env: Environment, build: Build, append: Append) -> None:
@@ -165,14 +165,16 @@ def asked(env: Environment, build: Build, recipe: Recipe) -> None:
 def answered(env: Environment, build: Build, right: Sequence[bool], name: str = "") -> None:
     """Store which items ``build`` had right, over two categories of two tasks each; ``name``: what the first category is called."""
     key = build.key("evaluate")
-    common = {"run_key": key, "kind": "multiple_choice", "n_prompt_tokens": 3, "choices": ["A", "B"], "sum_logprobs": [-1.0, -2.0],
-              "mean_logprobs": [-1.0, -2.0], "output": "A", "prediction": 0, "truncated": False, "weights_digest": "w",
-              "item": json.dumps({"doc_id": None, "contaminated": False})}  # fmt: skip
-    rows = [
-        {**common, "benchmark": f"task {i % 4}", "category": name if name and i % 2 == 0 else f"category {i % 2}", "item_id": f"i{i}", "prompt_hash": f"h{i}",
-         "gold": 0 if correct else 1, "correct": bool(correct)}
-        for i, correct in enumerate(right)
-    ]  # fmt: skip
-    delta.append(env, "responses", rows)
-    found = results.find(env, "evaluate", build.key("evaluate"))
+    rows = [response(key, i, bool(correct)) for i, correct in enumerate(right)]
+    delta.append(env, "responses", [{**row, "category": name} if name and row["category"] == "c0" else row for row in rows])
+    found = results.find(env, "evaluate", key)
     results.record(env, dataclasses.replace(found, outputs={**found.outputs, "responses": str(delta.latest(env, "responses"))}))
+
+
+def response(run_key: str, i: int, correct: bool, prompt: str = "h") -> dict[str, Any]:
+    """The answer to item ``i``: of four tasks in two categories, in turns."""
+    return {
+        "run_key": run_key, "benchmark": f"t{i % 4}", "category": f"c{i % 2}", "item_id": f"i{i}", "kind": "multiple_choice", "prompt_hash": f"{prompt}{i}",
+        "n_prompt_tokens": 3, "choices": ["A", "B"], "sum_logprobs": [-1.0, -2.0], "mean_logprobs": [-1.0, -2.0], "output": "A", "prediction": 0,
+        "gold": 0 if correct else 1, "correct": correct, "truncated": False, "weights_digest": "w", "item": json.dumps({"doc_id": None, "contaminated": False}),
+    }  # fmt: skip

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import decision_page
 from fastapi import APIRouter, HTTPException, Query, Response
+from replies import RunKey, csv_reply, json_reply
 
 FILES = {"comparison.js": "text/javascript"}
-AKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 AName = Annotated[str, Query(min_length=1, max_length=200)]
 AVersion = Annotated[str, Query(pattern=r"^[0-9]{1,9}$")]
 
@@ -20,18 +20,16 @@ router = APIRouter()
 
 
 @router.get("/api/compare")
-def compared(a: AKey, b: AKey) -> Response:
+def compared(a: RunKey, b: RunKey) -> Response:
     """What differs between two builds, by the run keys of their trainings: settings, days, paired scores, costs."""
-    return Response(decision_page.as_json(_compared(a, b)), media_type="application/json")
+    return json_reply(_compared(a, b))
 
 
 @router.get("/api/compare.csv")
-def compared_csv(a: AKey, b: AKey) -> Response:
+def compared_csv(a: RunKey, b: RunKey) -> Response:
     from jobs import run_comparison
-    from jobs.services import trend
 
-    text = trend.as_csv(run_comparison.rows(_compared(a, b)), run_comparison.COLUMNS)
-    return Response(text, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": 'attachment; filename="comparison.csv"'})
+    return csv_reply(run_comparison.rows(_compared(a, b)), run_comparison.COLUMNS, "comparison")
 
 
 @router.get("/api/card")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
+from replies import csv_reply
 
 STATIC = Path(__file__).resolve().parent / "static"
 FILES = {"corpus.js": "text/javascript", "corpus_charts.js": "text/javascript", "corpus.css": "text/css"}
@@ -41,11 +42,8 @@ def corpus_csv(first: ADay = None, last: ADay = None, source: ASource = None) ->
     """The same rows as they are in the table."""
     from jobs import statistics
     from jobs.environment import Environment
-    from jobs.services import trend
 
-    rows = _asked(statistics.read, Environment.load(), first, last, source)
-    headers = {"Content-Disposition": 'attachment; filename="corpus.csv"'}
-    return Response(trend.as_csv(rows, COLUMNS), media_type="text/csv; charset=utf-8", headers=headers)
+    return csv_reply(_asked(statistics.read, Environment.load(), first, last, source), COLUMNS, "corpus")
 
 
 def _asked(read: Any, *question: Any) -> Any:

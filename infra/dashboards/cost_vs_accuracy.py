@@ -16,6 +16,7 @@ import training_page
 from airflow.api_fastapi.core_api.security import get_user  # internal to Airflow, so used in this one place
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from replies import RunKey, csv_reply, json_reply
 
 STATIC = Path(__file__).resolve().parent / "static"
 FILES = {
@@ -23,7 +24,6 @@ FILES = {
     "icon.svg": "image/svg+xml",
     **decision_page.FILES, **comparison_page.FILES, **corpus_page.FILES, **training_page.FILES,
 }  # fmt: skip
-RunKey = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 Task = Annotated[str, Query(min_length=1, max_length=300)]
 AVerdict = Annotated[str | None, Query(pattern="^(proper|lucky|constant_answer|contaminated|format_failure|near_miss|wrong)$")]
 ICON = "/costs/static/icon.svg"
@@ -70,7 +70,7 @@ def dag_run(run: Annotated[str, Query(max_length=500)]) -> Response:
     from jobs.environment import Environment
     from jobs.services import report
 
-    return _json(report.of_dag_run(Environment.load(), run))
+    return json_reply(report.of_dag_run(Environment.load(), run))
 
 
 @app.get("/api/proposals")
@@ -81,9 +81,9 @@ def proposed(run_key: RunKey) -> Response:
     from jobs.environment import Environment
 
     try:
-        return _json(proposals.describe(Environment.load(), run_key))
+        return json_reply(proposals.describe(Environment.load(), run_key))
     except MoelineError as problem:
-        return _json({"problem": str(problem)})
+        return json_reply({"problem": str(problem)})
 
 
 @app.get("/trend")
@@ -97,7 +97,7 @@ def trend_points() -> Response:
     from jobs.environment import Environment
     from jobs.services import trend
 
-    return _json({"points": trend.points(Environment.load()), "verdicts": trend.VERDICTS})
+    return json_reply({"points": trend.points(Environment.load()), "verdicts": trend.VERDICTS})
 
 
 @app.get("/api/trend.csv")
@@ -105,7 +105,7 @@ def trend_csv() -> Response:
     from jobs.environment import Environment
     from jobs.services import trend
 
-    return _csv(trend.as_csv(trend.points(Environment.load()), ("recipe", "model", "finished_at", "tokens", "loss", *trend.POINT)), "scores.csv")
+    return csv_reply(trend.points(Environment.load()), ("recipe", "model", "finished_at", "tokens", "loss", *trend.POINT), "scores")
 
 
 @app.get("/api/items")
@@ -114,16 +114,14 @@ def trend_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 25,
 ) -> Response:  # fmt: skip
     """One page of a task's answers with prompt, choices, log-probabilities, verdict and evidence."""
-    return _json(_items(run_key, benchmark, verdict, offset, limit))
+    return json_reply(_items(run_key, benchmark, verdict, offset, limit))
 
 
 @app.get("/api/items.csv")
 def trend_items_csv(run_key: RunKey, benchmark: Task, verdict: AVerdict = None) -> Response:
-    from jobs.services import trend
-
     rows = _items(run_key, benchmark, verdict, 0, 10**6)["items"]
     columns = ("item_id", "subset", "verdict", "correct", "margin", "lead", "key_suspect", "evidence", "output", "choices", "mean_logprobs", "gold", "prompt")
-    return _csv(trend.as_csv(rows, columns), "items.csv")
+    return csv_reply(rows, columns, "items")
 
 
 def _items(run_key: str, benchmark: str, verdict: str | None, offset: int, limit: int) -> dict[str, Any]:
@@ -135,14 +133,6 @@ def _items(run_key: str, benchmark: str, verdict: str | None, offset: int, limit
         return trend.items(Environment.load(), run_key, benchmark, verdict=verdict, offset=offset, limit=limit)
     except MoelineError as problem:
         raise HTTPException(404, str(problem)) from None
-
-
-def _csv(text: str, name: str) -> Response:
-    return Response(text, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
-
-
-def _json(value: Any) -> Response:
-    return Response(decision_page.as_json(value), media_type="application/json")
 
 
 class CostVsAccuracyPlugin(AirflowPlugin):

@@ -9,13 +9,12 @@ sheet changes, or the hour (projections of a budget move with it); and then only
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
+from replies import RunKey, as_json, csv_reply, json_reply
 
 FILES = {"decision.js": "text/javascript", "decision_charts.js": "text/javascript", "filters.js": "text/javascript"}
 RUN_COLUMNS = (
@@ -42,26 +41,24 @@ def runs() -> Response:
 
 
 @router.get("/api/run")
-def run(key: Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]) -> Response:
+def run(key: RunKey) -> Response:
     """One build in full: its checks, scores, gates and forecast beside what became of it."""
     from jobs.services import report
 
     found = report.one(_read()["records"], key)
     if found is None:
         raise HTTPException(404, f"No build is called {key}.")
-    return Response(as_json(found), media_type="application/json")
+    return json_reply(found)
 
 
 @router.get("/api/figure.csv")
 def figure(name: AFigure, recipe: AName = None, suite: AName = None, first: ADay = None, last: ADay = None) -> Response:
     """A figure's rows, filtered as on the page. A filter on what a figure does not have leaves it whole."""
     from jobs import decision
-    from jobs.services import trend
 
     columns = decision.COLUMNS[name]
     rows = [r for r in _read()["figures"][name] if _matches(r, columns, recipe, suite, first, last)]
-    headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(trend.as_csv(rows, columns), media_type="text/csv; charset=utf-8", headers=headers)
+    return csv_reply(rows, columns, name)
 
 
 def _matches(row: Mapping[str, Any], columns: Sequence[str], recipe: str | None, suite: str | None, first: str | None, last: str | None) -> bool:
@@ -102,21 +99,3 @@ def read() -> tuple[Any, list[dict[str, Any]]]:
 
 def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     return {"columns": names, "rows": [[row[name] for name in names] for row in rows]}
-
-
-def as_json(value: Any) -> str:
-    """JSON in which NaN and infinities are null: JSON has neither, and a missing number must look missing."""
-    try:
-        return json.dumps(value, default=str, allow_nan=False, separators=(",", ":"))
-    except ValueError:
-        return json.dumps(_finite(value), default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_finite(item) for item in value]
-    return value

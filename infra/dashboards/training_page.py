@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Response
+from replies import RunKey
 
 STATIC = Path(__file__).resolve().parent / "static"
 FILES = {"training.js": "text/javascript", "training_charts.js": "text/javascript", "training.css": "text/css"}
 VIEW = {"name": "Trainings", "href": "costs/training", "destination": "nav", "category": "browse", "url_route": "trainings"}
-ARun = Annotated[str, Query(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 AFile = Annotated[str, Query(pattern=r"^[0-9-]{0,64}$")]
 
 router = APIRouter()
@@ -36,7 +36,7 @@ def trainings() -> Response:
 
 
 @router.get("/api/training")
-def training(run_key: ARun, file: AFile = "", offset: Annotated[int, Query(ge=0, le=10**12)] = 0) -> Response:
+def training(run_key: RunKey, file: AFile = "", offset: Annotated[int, Query(ge=0, le=10**12)] = 0) -> Response:
     """What one training has written since the page last asked."""
     from jobs.contract import MoelineError
     from jobs.environment import Environment

@@ -49,7 +49,7 @@ def environment() -> None:
     """.venv exactly as requirements.lock says, with this checkout importable and the `moeline` command in it."""
     wanted = hashlib.sha256(LOCK.read_bytes() + f"{sys.version_info[:2]} {REPO}".encode()).hexdigest()
     stamp = VENV / ".moeline"
-    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if PYTHON.exists() and says(stamp, wanted):
         return
     uv, variables = ensure_uv(), index_settings()
     if not PYTHON.exists() or version_of(PYTHON) != sys.version_info[:2]:
@@ -65,7 +65,7 @@ def environment() -> None:
 def oracles() -> None:
     """An older transformers in a folder of its own, for tests that ask it in a process of its own. Without one they are skipped and say so."""
     wanted, stamp = hashlib.sha256(OLD_LOCK.read_bytes()).hexdigest(), OLD_TRANSFORMERS / ".pinned"
-    if stamp.exists() and stamp.read_text() == wanted:
+    if says(stamp, wanted):
         return
     shutil.rmtree(OLD_TRANSFORMERS, ignore_errors=True)
     install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", PYTHON, "--target", OLD_TRANSFORMERS, "-r", OLD_LOCK]
@@ -81,7 +81,7 @@ def ensure_uv() -> Path:
     """The pinned uv, in a small environment of its own that `pip` fills with its hash checked."""
     uv, stamp = UV / "bin" / "uv", UV / ".pinned"
     wanted = hashlib.sha256(UV_LOCK.read_bytes()).hexdigest()
-    if uv.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if uv.exists() and says(stamp, wanted):
         return uv
     shutil.rmtree(UV, ignore_errors=True)
     done = subprocess.run([sys.executable, "-m", "venv", UV], capture_output=True, text=True, check=False)
@@ -90,6 +90,11 @@ def ensure_uv() -> Path:
     call([UV / "bin" / "python", "-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "-r", UV_LOCK], {})
     stamp.write_text(wanted)
     return uv
+
+
+def says(stamp: Path, wanted: str) -> bool:
+    """Whether the stamp that ends an installation names what is wanted now."""
+    return stamp.exists() and stamp.read_text() == wanted
 
 
 def index_settings() -> dict[str, str]:

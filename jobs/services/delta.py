@@ -208,9 +208,8 @@ def rows_by_file(env: Environment, name: str, found: Sequence[str], columns: Seq
     asked = {fragment.path: file for fragment, file in zip(given.get_fragments(), found, strict=True)}  # Arrow names them without file://
     names = list(columns if columns is not None else given.schema.names)
     table = given.to_table(columns=[*names, "__filename"])  # a field Arrow adds itself
-    *values, paths = (_values(table.column(name)) for name in (*names, "__filename"))
-    for path, row in zip(paths, zip(*values, strict=True), strict=True):
-        rows[asked[path]].append(dict(zip(names, row, strict=True)))
+    for path, row in zip(_values(table.column("__filename")), _as_dicts(table.select(names)), strict=True):
+        rows[asked[path]].append(row)
     return rows
 
 
@@ -220,8 +219,12 @@ def rows(env: Environment, name: str, *, columns: Sequence[str] | None = None, w
     if newest is None:
         return []
     found = dataset(env, newest).to_table(columns=None if columns is None else list(columns), filter=where)
-    values = [_values(found.column(column)) for column in found.column_names]
-    return [dict(zip(found.column_names, row, strict=True)) for row in zip(*values, strict=True)]
+    return _as_dicts(found)
+
+
+def _as_dicts(table: pyarrow.Table) -> list[dict[str, Any]]:
+    values = [_values(table.column(column)) for column in table.column_names]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _values(column: pyarrow.ChunkedArray) -> list[Any]:

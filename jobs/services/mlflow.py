@@ -38,13 +38,14 @@ def client(env: Environment) -> MlflowClient:
 
 def _sign_in(env: Environment) -> None:
     """Give MLflow the server's user and password in the one way it takes them: this process's environment, which only its owner can read."""
-    if (file := env.platform.get("mlflow_password_file")) is None:
+    addresses = env.platform
+    if (file := addresses.get("mlflow_password_file")) is None:
         return
     try:
         password = Path(file).read_text().strip()
     except OSError as error:
         raise MoelineError(f"The password of the MLflow server cannot be read from {file}: {error.strerror}. `moeline up` makes it.") from None
-    os.environ |= {"MLFLOW_TRACKING_USERNAME": env.platform.get("mlflow_user", "moeline"), "MLFLOW_TRACKING_PASSWORD": password}
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": addresses.get("mlflow_user", "moeline"), "MLFLOW_TRACKING_PASSWORD": password}
 
 
 @dataclass

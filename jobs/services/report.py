@@ -21,6 +21,7 @@ from jobs.environment import Environment
 from jobs.services import delta, shared_costs
 from jobs.services.kept import Kept
 from jobs.services.spent import LOST, Spent, sum_by
+from jobs.terminal import text_console
 
 PREPARATION = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
 BUILD = ("forecast", "train", "evaluate", "review", "register")
@@ -143,8 +144,8 @@ def one(records: Records, key: str) -> dict[str, Any] | None:
     behind = [*records.corpus(next(iter(stages.values())).inputs.get("sequences")).results, *stages.values()]
     keys = [r.run_key for r in behind]
     rows = _grouped(delta.rows(records.env, "checks", where=_is_in("run_key", keys)), "run_key")  # of this build alone
-    logged = [r["mlflow_run_id"] for r in delta.rows(records.env, "checkpoints", columns=("mlflow_run_id",), where=_is_in("run_key", [key])) if trained]
-    return {**run, "checks": [_check(row) for key in keys for row in rows[key]], "mlflow_run_id": logged[-1] if logged else None}
+    logged = delta.rows(records.env, "checkpoints", columns=("mlflow_run_id",), where=_is_in("run_key", [key]))
+    return {**run, "checks": [_check(row) for key in keys for row in rows[key]], "mlflow_run_id": logged[-1]["mlflow_run_id"] if logged else None}
 
 
 def _is_in(column: str, values: list[str]) -> Any:
@@ -340,11 +341,10 @@ def summary(env: Environment) -> dict[str, Any]:
 
 def render(env: Environment) -> str:
     """The report as text for a terminal."""
-    from rich.console import Console
     from rich.table import Table
 
     found = summary(env)
-    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115 - rich wants a file to write to; we export the text
+    console = text_console()
     table = Table(title="Runs: cost against accuracy", title_justify="left")
     for heading in ("run", "recipe", "model", "tokens", "cost $", "wasted $", "loss (forecast)", "accuracy", "checks", "alias"):
         table.add_column(heading, justify="left" if heading in ("run", "recipe", "alias") else "right")

@@ -29,11 +29,15 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class Model:
-    """``name`` as asked for, ``about`` in words, ``rows`` one response each: COLUMNS, and of OPTIONAL what was stored."""
+    """``name`` as asked for, ``about`` in words, ``rows`` one response each: COLUMNS, and of OPTIONAL what was stored.
+
+    ``evaluation``: run key of the stage evaluate that stored them; None: they are of a file.
+    """
 
     name: str
     about: str
     rows: pa.Table
+    evaluation: str | None = None
 
 
 def find(env: Environment, name: str) -> Model:
@@ -45,9 +49,7 @@ def find(env: Environment, name: str) -> Model:
         return _registered(env, name)
     run = next((r for r in reversed(report.runs(env)) if r["run_id"] == name), None)
     if run is not None:
-        if "evaluate" not in run["run_keys"]:
-            raise MoelineError(f"Run {name} is only {run['status']}: no model of it was evaluated, so there are no answers to compare.")
-        return of_evaluation(env, run["run_keys"]["evaluate"], name)
+        return of_run(env, run)
     if re.fullmatch(r"[0-9a-f]{6,64}", name):
         return _checkpoint(env, name)
     raise MoelineError(f"No model is called {name!r} here. {_NAMES}.")
@@ -97,20 +99,32 @@ def _registered(env: Environment, name: str) -> Model:
         if not rows:
             raise MoelineError(f"No registered model has the version {name!r}; there are {', '.join(f'v{k}' for k in known) or 'none yet'}.")
     row = rows[-1]
-    return Model(name, f"{row['model_name']} v{row['model_version']}", of_registration(env, row["run_key"]))
+    return _of_evaluation(env, name, f"{row['model_name']} v{row['model_version']}", _judged(env, row["run_key"]))
 
 
-def of_evaluation(env: Environment, run_key: str, name: str) -> Model:
-    """What the evaluation with this run key, of the run called ``name``, stored. Raises MoelineError when it is not recorded here."""
-    return Model(name, f"run {name}", _stored(env, _recorded(env, "evaluate", run_key)))
+def of_run(env: Environment, run: Mapping[str, Any]) -> Model:
+    """The responses of a build of services/report.py. Raises MoelineError when no model of it was evaluated, or they are not stored here."""
+    name = run["run_id"]
+    if "evaluate" not in run["run_keys"]:
+        raise MoelineError(f"Run {name} is only {run['status']}: no model of it was evaluated, so there are no answers to compare.")
+    return _of_evaluation(env, name, f"run {name}", _recorded(env, "evaluate", run["run_keys"]["evaluate"]))
+
+
+def _of_evaluation(env: Environment, name: str, about: str, evaluated: StageResult) -> Model:
+    return Model(name, about, _stored(env, evaluated), evaluated.run_key)
 
 
 def of_registration(env: Environment, run_key: str) -> pa.Table:
     """Responses of the model that the register stage with this run key registered. Raises MoelineError when they are not stored here."""
+    return _stored(env, _judged(env, run_key))
+
+
+def _judged(env: Environment, run_key: str) -> StageResult:
+    """The evaluation that a registration judged."""
     registered = _recorded(env, "register", run_key)
     if "scores" not in registered.inputs:
         raise MoelineError(f"The registration with run key {run_key} does not say which scores it judged. Run stage register again.")
-    return _stored(env, results.writer_of(env, TableVersion.parse(registered.inputs["scores"])))
+    return results.writer_of(env, TableVersion.parse(registered.inputs["scores"]))
 
 
 def _checkpoint(env: Environment, prefix: str) -> Model:
@@ -123,7 +137,7 @@ def _checkpoint(env: Environment, prefix: str) -> Model:
     if not known:
         raise MoelineError(f"Checkpoint {models[0]} was scored, but that evaluation is not recorded. Run stage evaluate again.")
     newest = max(known, key=lambda r: r.finished_at)
-    return Model(prefix, f"checkpoint {models[0]}", _stored(env, newest))
+    return _of_evaluation(env, prefix, f"checkpoint {models[0]}", newest)
 
 
 def answers(rows: pa.Table, *, by_text: bool = False) -> dict[str, Sequence[Any]]:

@@ -27,15 +27,14 @@ from jobs.environment import Environment
 from jobs.services import delta, report
 
 
-def of_the_browser_tests(name: str) -> Any:
-    """A module of tests/browser: the browser's fixtures."""
-    spec = importlib.util.spec_from_file_location(f"browser_{name}", Path(__file__).resolve().parent.parent / "browser" / f"{name}.py")
+def fixtures_of_the_browser_tests() -> Any:
+    spec = importlib.util.spec_from_file_location("browser_conftest", Path(__file__).resolve().parent.parent / "browser" / "conftest.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-pages = of_the_browser_tests("conftest")
+pages = fixtures_of_the_browser_tests()
 chromium, page_server = pages.chromium, pages.page_server
 
 RUNS = int(os.environ.get("MOELINE_BENCH_RUNS", "10000"))

@@ -6,13 +6,13 @@ Every name a stranger chooses (source, licence, benchmark, category, subset) is 
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import arrow_stages
+import builds
 import pytest
 from formula_model import tokenizer_json
 
@@ -55,16 +55,8 @@ def _train(config: Any, inputs: Any, tools: Any) -> StageOutput:
 
 
 def _forecast(config: Any, inputs: Any, tools: Any) -> StageOutput:
-    common = {
-        "target": "{}",
-        "law": "{}",
-        "proxies": "[]",
-        "decision": "go",
-        "registered_at": dt.datetime(2026, 11, 1, tzinfo=dt.UTC),
-        "content_hash": "f" * 64,
-    }
-    found = {"loss": (4.4, 4.2, 4.6, 5.0), "accuracy": (0.9, 0.8, 1.0, None), "cost_usd": (1.0, 0.5, 2.0, None), "wall_seconds": (9.0, 1.0, 20.0, None)}
-    rows = [{"metric": m, "predicted": p, "low": low, "high": high, "naive": naive, **common} for m, (p, low, high, naive) in found.items()]
+    said = {"loss": (4.4, 4.2, 4.6, 5.0), "accuracy": (0.9, 0.8, 1.0, None), "cost_usd": (1.0, 0.5, 2.0, None), "wall_seconds": (9.0, 1.0, 20.0, None)}
+    rows = builds.forecast_rows(said, "f" * 64)
     return StageOutput({"forecasts": arrow_stages.table("forecasts", rows)}, {"decision": "go", "content_hash": "f" * 64})
 
 

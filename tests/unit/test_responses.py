@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+from builds import response
 
 from expectations.gates import SIGNIFICANCE
 from jobs.contract import MoelineError, StageResult, TableVersion
@@ -16,14 +16,6 @@ from jobs.services import delta, responses, results
 from jobs.stages import register
 
 SHA = {1: "aaaaaa1111111111", 2: "aaaaaa2222222222"}
-
-
-def response(run_key, i, correct, prompt="h"):
-    return {
-        "run_key": run_key, "benchmark": f"t{i % 4}", "category": f"c{i % 2}", "item_id": f"i{i}", "kind": "multiple_choice", "prompt_hash": f"{prompt}{i}",
-        "n_prompt_tokens": 3, "choices": ["A", "B"], "sum_logprobs": [-1.0, -2.0], "mean_logprobs": [-1.0, -2.0], "output": "A", "prediction": 0,
-        "gold": 0 if correct else 1, "correct": correct, "truncated": False, "weights_digest": "w", "item": json.dumps({"doc_id": None, "contaminated": False}),
-    }  # fmt: skip
 
 
 def record(env, stage, key, inputs, outputs):

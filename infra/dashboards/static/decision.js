@@ -4,7 +4,7 @@
 import { OUTCOMES, runLabel } from "./charts.js";
 import { budgetLine, coverageRows, gainRows, phaseClass, signed, SPEND_PHASES, spendColumns } from "./decision_charts.js";
 import { copyable, count, el, isNumber, MISSING, percent, usd } from "./dom.js";
-import { csvLink, isFiltered, matches } from "./filters.js";
+import { csvFrom, csvLink, isFiltered, matches } from "./filters.js";
 
 const MOST_GAINS = 10, MOST_LOST = 8;
 const total = (rows, of) => rows.reduce((sum, row) => sum + (of(row) ?? 0), 0);
@@ -70,7 +70,7 @@ function wastedCard(data, spend, filter, { card, table }) {
 function calibrationCard(data, filter, { card, plot }) {
   const names = Object.fromEntries(Object.entries(OUTCOMES).map(([metric, [label]]) => [metric, label]));
   return card("Forecast calibration", "Over all past forecasts, whatever the filter: how often outcomes lay inside their 95 % intervals, with the interval of that share.",
-    [csvLink("calibration", {}), el("a", { class: "csv", href: "api/figure.csv?name=forecasts", download: "forecasts.csv", "data-figure": "forecasts", "aria-label": "forecasts as CSV" }, "Every forecast")],
+    [csvLink("calibration", {}), csvFrom("api/figure.csv?name=forecasts", "forecasts", "Every forecast")],
     plot((width) => coverageRows(data.calibration, width, names)));
 }
 

@@ -83,17 +83,29 @@ export function budgetLine(rows, width) {
 // Points gained over the champion of then, with 95 % intervals around the line of no gain, and what a point cost.
 export function gainRows(runs, width, label) {
   if (!runs.length) return el("p", { class: "empty" }, "No run can be compared with a champion before it: the first one has none, others answered another suite.");
-  const row = 34, left = Math.min(150, width * 0.3), right = 96, height = runs.length * row + 24;
-  const x = scale(Math.min(0, ...runs.map((r) => r.gain_low)), Math.max(0, ...runs.map((r) => r.gain_high)), left, width - right);
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Points gained over the champion of then" },
+  const rows = runs.map((r) => {
+    const per = isNumber(r.usd_per_point) ? `${usd(r.usd_per_point)} a point` : "nothing gained";
+    return {
+      name: label(r), at: r.gain_points, low: r.gain_low, high: r.gain_high, mark: r.gain_points > 0 ? "gained" : "lost", kind: "gain", data: { "data-run": r.run_id },
+      end: isNumber(r.usd_per_point) ? `${usd(r.usd_per_point)}/pt` : "no gain",
+      lines: [label(r), `${signed(r.gain_points)} points over champion v${r.champion_before} (95 %: ${signed(r.gain_low)} to ${signed(r.gain_high)})`, `${usd(r.cost_usd)}: ${per}`, r.run_id],
+    };
+  });
+  return intervalRows(rows, width, { about: "Points gained over the champion of then", left: Math.min(150, width * 0.3) });
+}
+
+// A row per entry: its interval around no difference, and in words at its end.
+export function intervalRows(rows, width, { about, left }) {
+  const step = 34, right = 96, height = rows.length * step + 24;
+  const x = scale(Math.min(0, ...rows.map((r) => r.low)), Math.max(0, ...rows.map((r) => r.high)), left, width - right);
+  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": about },
     x.ticks(width < 520 ? 3 : 6).map((t) => [svg("line", { x1: x(t), x2: x(t), y1: 0, y2: height - 20, class: t === 0 ? "zero" : "grid" }), svg("text", { x: x(t), y: height - 6, "text-anchor": "middle" }, t)]),
-    runs.map((r, i) => {
-      const mid = i * row + 18, per = isNumber(r.usd_per_point) ? `${usd(r.usd_per_point)} a point` : "nothing gained";
-      const lines = [label(r), `${signed(r.gain_points)} points over champion v${r.champion_before} (95 %: ${signed(r.gain_low)} to ${signed(r.gain_high)})`, `${usd(r.cost_usd)}: ${per}`, r.run_id];
-      return svg("g", { class: "gain", "data-run": r.run_id, role: "img", ...tipped(lines) }, svg("rect", { x: 0, y: mid - 16, width, height: row - 2, class: "hit" }),
-        svg("text", { x: left - 10, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name" }, cut(label(r), Math.floor(left / 7.5))),
-        svg("line", { x1: x(r.gain_low), x2: x(r.gain_high), y1: mid, y2: mid, class: "error" }), svg("circle", { cx: x(r.gain_points), cy: mid, r: 5, class: r.gain_points > 0 ? "gained" : "lost" }),
-        svg("text", { x: width - 2, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-total" }, isNumber(r.usd_per_point) ? `${usd(r.usd_per_point)}/pt` : "no gain"));
+    rows.map((r, i) => {
+      const mid = i * step + 18;
+      return svg("g", { class: r.kind, ...r.data, role: "img", ...tipped(r.lines) }, svg("rect", { x: 0, y: mid - 16, width, height: step - 2, class: "hit" }),
+        svg("text", { x: left - 10, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-name" }, cut(r.name, Math.floor(left / 7.5))),
+        svg("line", { x1: x(r.low), x2: x(r.high), y1: mid, y2: mid, class: "error" }), svg("circle", { cx: x(r.at), cy: mid, r: 5, class: r.mark }),
+        svg("text", { x: width - 2, y: mid, "text-anchor": "end", "dominant-baseline": "central", class: "bar-total" }, r.end));
     }));
 }
 

@@ -18,6 +18,9 @@ function fill(node, attributes, children) {
 export const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
+// Name and value pairs, with a title where there is a third.
+export const factList = (entries) => el("dl", { class: "facts" }, entries.map(([name, value, title]) => el("div", null, el("dt", null, name), el("dd", { title }, value))));
+
 export const MISSING = "—";
 export const isNumber = (x) => typeof x === "number" && Number.isFinite(x);
 

@@ -20,8 +20,10 @@ export function matches(row, f) {
 // The same filter as a query of api/figure.csv.
 export function csvLink(name, f) {
   const query = new URLSearchParams({ name, ...Object.fromEntries(Object.entries(f).filter(([, value]) => value)) });
-  return el("a", { class: "csv", href: `api/figure.csv?${query}`, download: `${name}.csv`, "data-figure": name, "aria-label": `${name} as CSV` }, "CSV");
+  return csvFrom(`api/figure.csv?${query}`, name);
 }
+
+export const csvFrom = (href, name, text = "CSV") => el("a", { class: "csv", href, download: `${name}.csv`, "data-figure": name, "aria-label": `${name} as CSV` }, text);
 
 export function filterBar(runs, spend, f, onchange) {
   const names = (of) => [...new Set(of)].filter((name) => name !== null && name !== undefined).sort();

@@ -1,7 +1,7 @@
 // The page: reads the API once, keeps what is selected, and draws the cards. Charts are in charts.js, elements in dom.js.
 
 import { costBars, forecastRows, METRICS, paretoFront, PHASES, runLabel, scatter, scoreBars, segments, Z95 } from "./charts.js";
-import { count, el, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
+import { count, el, factList, followTheme, getJson, hideTip, isNumber, keptFocus, MISSING, nats, openOutside, percent, seconds, usd } from "./dom.js";
 import { comparisonCard, forget } from "./comparison.js";
 import { decisionCards, publishedCard } from "./decision.js";
 import { csvLink, filterBar, isFiltered, matches, NO_FILTER, rowsOf } from "./filters.js";
@@ -255,7 +255,7 @@ function facts(run) {
     ["Held-out loss", `${nats(run.loss)} nats/token${isNumber(run.unigram_loss) ? `, a unigram model has ${nats(run.unigram_loss)}` : ""}`],
     ["Energy", isNumber(run.energy_kwh) ? `${run.energy_kwh.toPrecision(2)} kWh, estimated` : MISSING],
   ];
-  return el("dl", { class: "facts" }, entries.map(([name, value, title]) => el("div", null, el("dt", null, name), el("dd", { title }, value))));
+  return factList(entries);
 }
 
 // manual__2026-11-16T18:53:14.861211+00:00 is unreadable in a table; the whole id is in the title.

@@ -51,8 +51,6 @@ def guarded(app: Any, password: str) -> Any:
 
 def main(port: int, stamp: Path, password_file: Path) -> None:
     """Serve on loopback until told to stop; ``stamp`` marks that this version's schema is in place."""
-    import importlib
-
     import uvicorn
     from mlflow.server import constants
 
@@ -63,7 +61,8 @@ def main(port: int, stamp: Path, password_file: Path) -> None:
     os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = os.environ["MLFLOW_ARTIFACTS_DESTINATION"]
     os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
     os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
-    app = importlib.import_module("mlflow.server.fastapi_app").app  # it reads the variables above while it is imported
+    from mlflow.server.fastapi_app import app  # it reads the variables above while it is imported
+
     uvicorn.run(guarded(app, password_file.read_text().strip()), host="127.0.0.1", port=port, workers=1, access_log=False)
 
 
