@@ -87,6 +87,8 @@ def _asked(env: Environment, records: report.Records, run: Mapping[str, Any]) ->
         found |= kept
     if {"train", "evaluate"} <= found.keys() and "forecast" in found:
         found["forecast"] = {k: v for k, v in found["forecast"].items() if k not in _TWICE}
+        target = configs.flat(found["train"])  # a proxy is a training too: only what it has otherwise than the target says something
+        found["forecast"]["proxies"] = [{k: v for k, v in configs.flat(p).items() if target.get(k) != v} for p in found["forecast"]["proxies"]]
     return found
 
 

@@ -43,6 +43,19 @@ def test_settings_that_differ_are_named_once_and_with_both_values(two):
     ]
 
 
+def test_proxies_are_told_by_what_they_have_otherwise_than_their_target(two):
+    fewer = dataclasses.replace(SMOKE, proxies=SMOKE.proxies[1:])
+    write(two, Build(3, accuracy=0.5, loss=4.0, core_hours=1.0, recipe="fewer"))
+    asked(two, Build(3, accuracy=0.5, loss=4.0, core_hours=1.0), fewer)
+    records = report.Records(two)
+    found = run_comparison.of_runs(two, records, report.named(records, "v1"), report.named(records, "v3"))
+    (row,) = found["settings"]
+    first, target = SMOKE.proxies[0], SMOKE.train
+    assert row["setting"] == "forecast.proxies" and row["a"][1:] == row["b"]
+    assert row["a"][0]["tokens"] == first.tokens != target.tokens and row["a"][0]["model.d_model"] == first.model.d_model != target.model.d_model
+    assert "model.vocab_size" not in row["a"][0] and "model.rope_theta" not in row["a"][0]
+
+
 def test_scores_are_paired_and_the_price_of_a_point_is_of_what_more_was_spent(two):
     found = of_both(two)
     average = found["effects"][0]

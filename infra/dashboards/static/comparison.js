@@ -36,7 +36,7 @@ function compared(answer, { plot, table }) {
   const facts = [
     ["Score", average ? `${points(average.difference)} points (95 %: ${points(average.low)} to ${points(average.high)}), p ${probability(average.p_adjusted)}` : MISSING],
     ["Cost of the whole run", isNumber(more) ? `${signedUsd(more)} (${usd(answer.a.cost_usd)} to ${usd(answer.b.cost_usd)})` : MISSING],
-    ["A point more costs", isNumber(answer.usd_per_point) ? usd(answer.usd_per_point) : "nothing: B is not both better and dearer"],
+    ["A point more costs", isNumber(answer.usd_per_point) ? usd(answer.usd_per_point) : average && isNumber(more) ? "nothing: B is not both better and dearer" : MISSING],
     ["Smallest difference this suite sees", average ? `${(100 * average.detectable).toFixed(1)} points` : MISSING],
   ];
   const days = [["A", answer.only_a], ["B", answer.only_b]].filter(([, only]) => only.length).map(([side, only]) => ({ cells: [`data days only of ${side}`, side === "A" ? only.join(", ") : "", side === "B" ? only.join(", ") : ""] }));
