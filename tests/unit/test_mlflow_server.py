@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,12 +24,18 @@ async def behind(scope, receive, send):
     await send({"type": "http.response.body", "body": b"inside"})
 
 
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Its result, from a thread of its own: the browser tests before these leave a running loop in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 def asked(path: str, headers: list[tuple[str, str]] | None = None, method: str = "GET") -> httpx.Response:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded(behind, "secret-ü")), base_url="http://x") as client:
             return await client.request(method, path, headers=headers)
 
-    return asyncio.run(ask())
+    return run(ask())
 
 
 def basic(user: str, password: str) -> list[tuple[str, str]]:
@@ -63,7 +72,7 @@ def test_a_web_socket_without_the_password_is_closed_before_it_opens() -> None:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(guarded(behind, "secret")({"type": "websocket", "path": "/x", "headers": []}, None, send))
+    run(guarded(behind, "secret")({"type": "websocket", "path": "/x", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
