@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys;
 RECIPE ?= tiny
 DAYS ?= 3
 TESTS ?=
+WORKERS ?= 2
 bin := .venv/bin
 
 help: ## This text
@@ -22,9 +23,9 @@ run: ## Everything: environment, platform, the main job on the sample corpus (RE
 setup: ## Only .venv from requirements.lock and the Delta JARs
 	@$(PYTHON) infra/local/bootstrap.py setup
 
-test: ## All tests (TESTS="tests/unit -k gates" for some)
+test: ## All tests (TESTS="tests/unit -k gates" for some), in two processes (WORKERS=0: in one)
 	@$(PYTHON) infra/local/bootstrap.py test-setup
-	@$(bin)/python -m pytest $(TESTS)
+	@$(bin)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 lint: setup ## Style and formatting
 	@$(bin)/ruff check . && $(bin)/ruff format --check .
