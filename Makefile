@@ -25,7 +25,7 @@ setup: ## Only .venv from requirements.lock and the Delta JARs
 
 test: ## All tests (TESTS="tests/unit -k gates" for some), in two processes (WORKERS=0: in one)
 	@$(PYTHON) infra/local/bootstrap.py test-setup
-	@$(bin)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)
+	@$(bin)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(TESTS)
 
 lint: setup ## Style and formatting
 	@$(bin)/ruff check . && $(bin)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import settings
+from one_platform import pytest_xdist_make_scheduler  # noqa: F401 - which worker of `make test` runs what
 from running_platform import platform  # noqa: F401 - the session's running platform, for tests with services
 from whole_job import whole_job  # noqa: F401 - the whole job, run once on that platform
 
@@ -12,14 +13,6 @@ from jobs.environment import Environment
 # The same examples in every run: what fails here fails for everybody. `pytest --hypothesis-profile default` looks for new ones.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
 settings.load_profile("fixed")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`make test`): one has all tests of the shared platform, of the others each file stays whole and in order."""
-    for item in items:
-        group = "platform" if "platform" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
