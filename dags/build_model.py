@@ -6,7 +6,8 @@
   build (*plan* skips the rest otherwise), or by hand with the form: recipe, budget, what to do over budget.
 * **forecast** trains small proxies and writes what the run will reach and cost, before the money is spent.
 * **Over budget,** or not worth it (the expected gain over the champion is below what the recipe asks for): the run stops here, or, if the
-  recipe says so, *approve* asks a person, with the numbers, and nothing is spent until someone answers.
+  recipe says so, *approve* asks a person, with the numbers, and nothing is spent until someone with the role approver answers; who did is written
+  down. More than the recipe's budget, asked for by a runner, is such a question too.
 * **Budget used up while training:** the training ends with a checkpoint of what it reached, which is evaluated, reviewed and registered like
   any other and named as ended early. A run with a larger budget goes on from there.
 * **Again:** a run over the same table versions finds every result recorded, recomputes nothing and costs nothing.
@@ -38,6 +39,20 @@ class PlanOperator(StageOperator):
         return found
 
 
+class TrainOperator(StageOperator):
+    """Trains; where a person was to be asked, only with an approval, whatever state somebody gave the task that asks."""
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        asked = context["ti"].xcom_pull(task_ids="forecast")["metrics"]
+        if asked["decision"] == "ask":
+            answer = context["ti"].xcom_pull(task_ids="approve") or {}
+            if answer.get("chosen_options") != [ApprovalOperator.APPROVE]:
+                raise AirflowFailException(f"Nothing was trained: {asked['why']}, and nobody approved. Clear the task approve and answer it.")
+            who = answer.get("responded_by_user") or {}
+            self.arguments = [*self.arguments, f"--approved-by={who.get('name') or who.get('id') or 'unknown'}"]
+        return super().execute(context)
+
+
 with DAG(
     dag_id="build_model",
     doc_md=__doc__,
@@ -64,7 +79,8 @@ with DAG(
     plan = PlanOperator(task_id="plan")
     budget = ["{{ '' if params.budget_usd is none else '--budget-usd=' ~ params.budget_usd }}"]
     over_budget = ["{{ '' if params.over_budget is none else '--over-budget=' ~ params.over_budget }}"]
-    forecast = StageOperator(task_id="forecast", arguments=[*budget, *over_budget])
+    asked_by = "{{ '' if params.budget_usd is none else '--asked-by=' ~ (dag_run.triggering_user_name or '') }}"
+    forecast = StageOperator(task_id="forecast", arguments=[*budget, *over_budget, asked_by])
 
     @task.branch(task_id="check_budget", retries=0)
     def check_budget(result: dict[str, Any]) -> str:
@@ -92,7 +108,7 @@ with DAG(
         response_timeout=timedelta(days=7),
     )
     # Runs when approved, or when there was nothing to ask; a rejected question skips it.
-    train = StageOperator(task_id="train", arguments=[*budget, *over_budget], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    train = TrainOperator(task_id="train", arguments=[*budget, *over_budget], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     evaluate = StageOperator(task_id="evaluate")
     review = StageOperator(task_id="review")
     register = StageOperator(task_id="register", arguments=budget)

@@ -41,7 +41,7 @@ class Spending:
 
 def of_training(env: Environment, recipe: Recipe, run_key: str, inputs: Mapping[str, str]) -> Spending:
     """Where the training ``run_key`` stands. Evaluation and review are expected to cost what they did last time for this recipe (0 the first time)."""
-    forecast = _forecast(env, recipe, inputs)
+    forecast = forecast_of(env, recipe, inputs)
     last = [results.newest(env, stage, recipe=recipe.name) for stage in _JUDGING]
     kept, cost = sum(r.cost_usd for r in last if r), forecast.cost_usd if forecast else 0.0
     return Spending(limit(recipe, forecast), cost, _charged(env, run_key), kept, forecast.run_key if forecast else None)
@@ -56,10 +56,10 @@ def limit(recipe: Recipe, forecast: StageResult | None) -> float:
 
 def may_go_on(env: Environment, recipe: Recipe, ended: StageResult) -> bool:
     """Whether a recorded training ended early for a budget smaller than the recipe's is now."""
-    return ended.metrics.get("ended_early") == BUDGET and limit(recipe, _forecast(env, recipe, ended.inputs)) > ended.metrics["budget_usd"]
+    return ended.metrics.get("ended_early") == BUDGET and limit(recipe, forecast_of(env, recipe, ended.inputs)) > ended.metrics["budget_usd"]
 
 
-def _forecast(env: Environment, recipe: Recipe, inputs: Mapping[str, str]) -> StageResult | None:
+def forecast_of(env: Environment, recipe: Recipe, inputs: Mapping[str, str]) -> StageResult | None:
     """The recipe's forecast on the same sequences that is on record: the one that was shown before this training began."""
     config = recipe.config_hash("forecast")
     same = [r for r in results.of_stage(env, "forecast") if r.config_hash == config and r.inputs.get("sequences") == inputs.get("sequences")]

@@ -306,11 +306,11 @@ def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_groups(commands: Any) -> None:
     """Commands that have actions of their own."""
-    from jobs import costs_command, gauntlet_data, model_command
+    from jobs import costs_command, gauntlet_data, model_command, users_command
 
     for name, module, about in (
         ("gauntlet", gauntlet_data, "Foundry's evaluation data: fetch it, check it."), ("costs", costs_command, costs_command.ABOUT),
-        ("model", model_command, model_command.ABOUT),
+        ("model", model_command, model_command.ABOUT), ("users", users_command, users_command.ABOUT),
     ):  # fmt: skip
         group = commands.add_parser(name, help=about, description=about)
         module.add_to(group.add_subparsers(dest=f"{name}_action", required=True, metavar="ACTION"), _leaf)

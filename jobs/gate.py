@@ -2,7 +2,8 @@
 
 Not part of the recorded forecast, whose identity knows no champion: the same forecast may be worth its money today and not after a better model
 was promoted. Each decision is a row of ``checks`` (rule ForecastGate), and so is whether past forecasts were right
-as often as they said (ForecastCoverage by metric; jobs/calibration.py): a warning goes with the decision to Airflow, which asks or stops.
+as often as they said (ForecastCoverage by metric; jobs/calibration.py): a warning goes with the decision to Airflow, which asks or stops. Who
+then said that it may go on is a row too (Approval).
 Change here: where the numbers come from. Not here: what decides (expectations/forecast_gate.py), the recipe's minimum gain (jobs/config.py).
 """
 
@@ -10,22 +11,27 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from expectations import forecast_gate
-from jobs import budgets, calibration
+from jobs import budget, budgets, calibration
 from jobs.config import Recipe
 from jobs.contract import StageResult, config_hash
 from jobs.environment import Environment
 from jobs.services import delta
 
 RULE = "ForecastGate"
+APPROVAL = "Approval"
 COVERAGE = "ForecastCoverage"
 
 
-def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResult:
-    """``result`` of stage forecast with today's decision among its metrics: decision, why, gate_sentences, gain and usd_per_point."""
+def decided(env: Environment, recipe: Recipe, result: StageResult, *, raised_by: str | None = None) -> StageResult:
+    """``result`` of stage forecast with today's decision among its metrics: decision, why, gate_sentences, gain and usd_per_point.
+
+    ``raised_by``: who asked for more than the recipe's own budget and may not decide that alone; where it would go on, a person is asked.
+    """
     rows = {row["metric"]: row for row in delta.rows(env, "forecasts") if row["run_key"] == result.run_key}
     if not {"cost_usd", "accuracy"} <= set(rows):
         return result
@@ -34,6 +40,8 @@ def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResul
     cost = forecast_gate.Cost(spent, money["predicted"], money["low"], money["high"], recipe.budget_usd, budgets.left(env, recipe.name))
     gain, incomparable = _gain(env, recipe, skill)
     found = forecast_gate.decide(cost, gain, minimum=recipe.minimum_gain_points, on_over=recipe.on_over_budget, incomparable=incomparable)
+    if raised_by and found.verdict == "go":
+        found = replace(found, verdict="ask", why=f"budget raised by {raised_by}")
     judged = calibration.calibration(env)
     _record_coverage(env, result, judged)
     decision: dict[str, Any] = {
@@ -43,6 +51,12 @@ def decided(env: Environment, recipe: Recipe, result: StageResult) -> StageResul
     }  # fmt: skip
     _record(env, result, found, {**decision, "cost": asdict(cost)})
     return replace(result, metrics={**result.metrics, **decision})
+
+
+def approved(env: Environment, recipe: Recipe, inputs: Mapping[str, str], by: str) -> None:
+    """Write down who said that the training may go on: a row of ``checks`` beside the decision it answers."""
+    if forecast := budget.forecast_of(env, recipe, inputs):
+        _check(env, forecast, APPROVAL, {"approved_by": by, "budget_usd": recipe.budget_usd}, passed=True, failed=0)
 
 
 def _gain(env: Environment, recipe: Recipe, skill: dict[str, Any]) -> tuple[forecast_gate.Gain | None, str]:

@@ -27,7 +27,7 @@ from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult
 from jobs.environment import Environment
 from jobs.inputs import Inputs, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
-from jobs.services import configs, ledger, results
+from jobs.services import accounts, configs, ledger, results
 from jobs.tools import StageTools, locked, process_name
 
 EXIT_REFUSED = 3
@@ -39,12 +39,13 @@ class Stopped(BaseException):
 
 def run_stage(
     env: Environment, stage: str, recipe: recipes.Recipe, *, interval: str | None = None, inputs: Mapping[str, str] | None = None,
-    attempt: Mapping[str, Any] | None = None, gauntlet_data: str | None = None,
+    attempt: Mapping[str, Any] | None = None, gauntlet_data: str | None = None, raised_by: str | None = None, approved_by: str | None = None,
 ) -> StageResult:  # fmt: skip
     """Run one stage, or return its recorded result when the same work was done before.
 
     ``inputs`` maps table names to ``name@version``; what is missing is taken from the newest recorded results. ``attempt`` names the
-    Airflow task (dag_id, dag_run_id, task_id, map_index, try_number). Raises MoelineError and its kinds (CheckFailed, ...).
+    Airflow task (dag_id, dag_run_id, task_id, map_index, try_number). ``raised_by`` (forecast): who raised the budget and needs an approver's
+    yes for it; ``approved_by`` (train): who said yes. Raises MoelineError and its kinds (CheckFailed, ...).
     """
     module = stage_module(stage)
     interval = _require_interval(stage, interval)
@@ -53,21 +54,23 @@ def run_stage(
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})
     key = run_key(stage, module.REVISION, config, resolved.identity, interval)
+    if stage == "train" and approved_by:
+        gate.approved(env, recipe, resolved.versions, approved_by)
     found = _recorded(env, recipe, stage, key)
     if found is None:
         with locked(env, f"run--{key}"):  # the same work asked for twice at once is done once
             found = _recorded(env, recipe, stage, key)
             if found is None:
-                return _decided(env, recipe, _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data))
+                return _decided(env, recipe, raised_by, _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data))
     _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
     if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
         results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
-    return _decided(env, recipe, replace(found, reused=True))
+    return _decided(env, recipe, raised_by, replace(found, reused=True))
 
 
-def _decided(env: Environment, recipe: recipes.Recipe, result: StageResult) -> StageResult:
+def _decided(env: Environment, recipe: recipes.Recipe, raised_by: str | None, result: StageResult) -> StageResult:
     """A forecast with today's decision about it; any other result as it is."""
-    return gate.decided(env, recipe, result) if result.stage == "forecast" else result
+    return gate.decided(env, recipe, result, raised_by=raised_by) if result.stage == "forecast" else result
 
 
 def _recorded(env: Environment, recipe: recipes.Recipe, stage: str, key: str) -> StageResult | None:
@@ -224,9 +227,18 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--inputs", default="{}", help='exact table versions as JSON, e.g. {"documents": "documents@3"}; default: the newest recorded ones')
     found.add_argument("--budget-usd", type=float, help="replaces the recipe's budget")
     found.add_argument("--over-budget", choices=("stop", "ask"), help="replaces what the recipe does when the forecast is over the budget")
+    found.add_argument("--asked-by", metavar="USER", help="who started this: more than the recipe's budget then needs an approver, or an approver's yes")
+    found.add_argument("--approved-by", metavar="USER", help="who said that the training may go on; written down in the table checks")
     found.add_argument("--env", help="environment in infra/env (default: MOELINE_ENV or local)")
     found.add_argument("--debug", action="store_true", help="show tracebacks")
     return found
+
+
+def _raised_by(env: Environment, recipe: recipes.Recipe, arguments: argparse.Namespace) -> str | None:
+    """Who asked for more than the recipe's own budget without being an approver; None also where a person runs the stage by hand."""
+    if arguments.asked_by is None or arguments.budget_usd is None or arguments.budget_usd <= recipe.budget_usd:
+        return None
+    return None if accounts.may(env.home, arguments.asked_by, "approver") else arguments.asked_by or "somebody unknown"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -239,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         env = Environment.load(arguments.env)
         data = os.environ.get("GAUNTLET_DATA") or None
         recipe = recipes.load(arguments.recipe, gauntlet_data=data, home=env.home)
+        raised_by = _raised_by(env, recipe, arguments)
         if arguments.budget_usd is not None:
             recipe = replace(recipe, budget_usd=arguments.budget_usd)
         if arguments.over_budget is not None:
@@ -250,7 +263,10 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(plan(env, recipe)))
             return 0
         attempt = json.loads(os.environ.get("MOELINE_ATTEMPT", "{}"))
-        result = run_stage(env, arguments.stage, recipe, interval=arguments.interval, inputs=inputs, attempt=attempt, gauntlet_data=data)
+        result = run_stage(
+            env, arguments.stage, recipe, interval=arguments.interval, inputs=inputs, attempt=attempt, gauntlet_data=data, raised_by=raised_by,
+            approved_by=arguments.approved_by,
+        )  # fmt: skip
     except Stopped:
         _say(f"[{arguments.stage}] stopped; nothing half-done is visible, the next try continues")
         return 143

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -17,13 +16,20 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 DAGS = REPO / "dags"
 
+_home: str | None = None
 if "airflow" not in sys.modules:  # airflow reads its home once, when first imported
     _home = tempfile.mkdtemp(prefix="moeline-airflow-")
-    atexit.register(shutil.rmtree, _home, ignore_errors=True)
     os.environ.setdefault("AIRFLOW_HOME", _home)
     os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 if str(DAGS) not in sys.path:  # Airflow puts the DAGs folder there itself
     sys.path.append(str(DAGS))
+
+
+def pytest_unconfigure() -> None:
+    """Not ``atexit``: xdist's workers end without it."""
+    if _home is not None:
+        shutil.rmtree(_home, ignore_errors=True)
+
 
 _PARSE = """
 import json, sys, time

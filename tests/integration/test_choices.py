@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from people import person
 from running_platform import until
 from whole_job import RECIPE, WholeJob
 
@@ -48,13 +49,20 @@ def test_over_the_budget_a_person_is_asked_and_the_answer_counts(whole_job: Whol
 
         until(waiting, seconds=30, what="the task approve waits")
         time.sleep(3)  # Airflow 3.3.2 fails the task when the answer comes before the process that asked has ended; no person is that quick
-        client.answer("build_model", run_id, "approve", [answer])
+        body, path = {"chosen_options": [answer], "params_input": {}}, f"/api/v2/dags/build_model/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
+        for role in ("viewer", "runner"):
+            with person(whole_job.env, role) as somebody:
+                assert somebody.patch(path, json=body).status_code == 403
+        with person(whole_job.env, "approver") as approver:
+            assert approver.patch(path, json=body).status_code == 200
         thread.join(300)
         states = {t["task_id"]: t["state"] for t in client.task_instances("build_model", run_id)}
     assert not thread.is_alive()
     if trains:
         assert (states["approve"], states["train"], states["register"]) == ("success", "success", "success")
         assert "done" in outcome
+        approval = max((row for row in delta.rows(whole_job.env, "checks") if row["rule"] == "Approval"), key=lambda row: row["checked_at"])
+        assert json.loads(approval["observed"]) == {"approved_by": "an-approver", "budget_usd": budget}
     else:
         assert (states["approve"], states["train"]) == ("success", "skipped")
         assert "not approved" in str(outcome["refused"])

@@ -15,11 +15,12 @@ from pathlib import Path
 from string import Template
 
 from jobs.environment import REPO, Environment
+from jobs.services import accounts
+from jobs.services.accounts import OWNER
 from jobs.services.platform.ports import LOOPBACK
 from jobs.services.platform.record import secret, write_private
 from jobs.services.platform.service import Service
 
-USER = "admin"
 _COMPONENTS = {  # process -> (command, name in Airflow's health report)
     "airflow-scheduler": (("scheduler", "--skip-serve-logs"), "scheduler"),
     "airflow-dag-processor": (("dag-processor",), "dag_processor"),
@@ -32,7 +33,7 @@ def home(env: Environment) -> Path:
 
 
 def password_file(env: Environment) -> Path:
-    """JSON of user name to password: the form SimpleAuthManager reads."""
+    """The owner's own password, as JSON of user name to password: what `moeline` signs in with. Of other accounts only hashes are kept."""
     return home(env) / "passwords.json"
 
 
@@ -40,14 +41,13 @@ def write_configuration(env: Environment, *, port: int, database_url: str) -> No
     """airflow.cfg (0600: it holds keys) and the generated password; keys survive restarts, so sessions and stored secrets do too."""
     folder = home(env)
     keys = folder / "keys"
-    # Airflow would generate a missing password itself, and print it into its log.
-    secret(password_file(env), lambda: json.dumps({USER: secrets.token_urlsafe(18)}) + "\n")
+    password = json.loads(secret(password_file(env), lambda: json.dumps({OWNER: secrets.token_urlsafe(18)}) + "\n"))[OWNER]
+    accounts.keep_owner(accounts.file_of(env.home), password)
     values = {
         "parallelism": str(env.services.get("airflow_parallelism", 4)),
         "dags_folder": str(REPO / "dags"),
         "plugins_folder": str(REPO / "infra" / "dashboards"),
-        "user": USER,
-        "password_file": str(password_file(env)),
+        "accounts": str(accounts.file_of(env.home)),
         "fernet_key": secret(keys / "fernet", lambda: base64.urlsafe_b64encode(os.urandom(32)).decode()),
         "api_secret_key": secret(keys / "api", lambda: secrets.token_hex(32)),
         "jwt_secret": secret(keys / "jwt", lambda: secrets.token_hex(64)),

@@ -58,7 +58,7 @@ def plan(env: Environment) -> dict[str, Any]:
     airflow.write_configuration(env, port=ports["airflow"], database_url=urls["airflow"])
     services += airflow.services(env, port=ports["airflow"], needs=needs, stamp_folder=stamps, common=common)
     addresses: dict[str, Any] = {
-        "airflow_url": f"http://{LOOPBACK}:{ports['airflow']}", "airflow_user": airflow.USER, "airflow_password_file": str(airflow.password_file(env)),
+        "airflow_url": f"http://{LOOPBACK}:{ports['airflow']}", "airflow_user": airflow.OWNER, "airflow_password_file": str(airflow.password_file(env)),
         "postgres_url": urls["airflow"], **external,
     }  # fmt: skip
     if "mlflow_uri" not in external:
