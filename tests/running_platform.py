@@ -70,6 +70,12 @@ def still_running(home: Path) -> list[str]:
     return found
 
 
+def family(entry: dict[str, Any]) -> list[psutil.Process]:
+    """The process of a service's record and all below it."""
+    process = psutil.Process(entry["pid"])
+    return [one for one in (process, *process.children(recursive=True)) if one.status() != psutil.STATUS_ZOMBIE]
+
+
 def until(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
     """What ``condition`` gives once it is true; fails after ``seconds``, naming ``what`` was waited for."""
     deadline = time.monotonic() + seconds

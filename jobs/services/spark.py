@@ -38,6 +38,8 @@ def spark_conf(env: Environment) -> dict[str, str]:
         "spark.driver.extraJavaOptions": str(services.get("spark_java_options", "")),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
+        # Or anybody on the machine could read and write blocks; a local engine makes its own secret (Spark's security page).
+        "spark.authenticate": "true",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from running_platform import mlflow_sign_in, until
+from running_platform import family, mlflow_sign_in, until
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO
@@ -28,11 +28,6 @@ SERVICES = {
     "postgres", "airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer", "mlflow", "spark-connect", "ray-head",
     "checks",
 }  # fmt: skip
-
-
-def family(entry) -> list[psutil.Process]:
-    process = psutil.Process(entry["pid"])
-    return [one for one in (process, *process.children(recursive=True)) if one.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_every_service_is_healthy(platform):

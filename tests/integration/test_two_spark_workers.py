@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -62,10 +63,21 @@ def awaited(log: Path, pattern: str, process: subprocess.Popen) -> str:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """The address of a Spark master with two workers of one core each. Its processes are gone afterwards."""
+def cluster(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a Spark master with two workers of one core each, and the configuration folder with the secret all of them share.
+
+    Its processes are gone afterwards.
+    """
+    (conf := folder / "conf").mkdir()
+    (conf / "spark-defaults.conf").write_text(f"spark.authenticate true\nspark.authenticate.secret {secrets.token_hex(32)}\n")
     package = Path(importlib.util.find_spec("pyspark").submodule_search_locations[0])
-    variables = {**os.environ, **spark_environment(Environment.load("local", folder)), "JAVA_HOME": str(find_java().home), "SPARK_HOME": str(package)}
+    variables = {
+        **os.environ,
+        **spark_environment(Environment.load("local", folder)),
+        "JAVA_HOME": str(find_java().home),
+        "SPARK_HOME": str(package),
+        "SPARK_CONF_DIR": str(conf),
+    }
     started: list[subprocess.Popen] = []
 
     def start(name: str, *arguments: str) -> Path:
@@ -81,7 +93,7 @@ def cluster(folder: Path) -> Iterator[str]:
         for name in ("one", "two"):
             log = start(name, "worker.Worker", *loopback, "--cores", "1", "--memory", "800m", "--work-dir", str(folder / name), address)
             awaited(log, r"(Successfully registered with master)", started[-1])
-        yield address
+        yield address, conf
     finally:
         for process in started:
             with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -106,9 +118,9 @@ def test_two_spark_workers_make_the_tables_one_process_makes(tmp_path: Path) -> 
     landed(alone / "landing")
     shutil.copytree(alone / "landing", together / "landing")
     folder.mkdir()
-    with cluster(folder) as address:
+    with cluster(folder) as (address, conf):
         command = [sys.executable, str(Path(__file__).with_name("stages_on_spark.py")), DAY, "local[2]", str(alone), address, str(together)]
-        variables = {**os.environ, "PYTHONPATH": str(REPO)}
+        variables = {**os.environ, "PYTHONPATH": str(REPO), "SPARK_CONF_DIR": str(conf)}
         done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     print(done.stderr)
