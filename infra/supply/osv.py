@@ -209,7 +209,7 @@ def _record(data: bytes, name: str) -> dict[str, Any]:
         raise MoelineError(f"{name} is no OSV record: it has no id. Nothing was checked.")
     lists = [(record, key) for key in ("affected", "aliases")]
     lists += [(one, key) for one in _mappings(record.get("affected")) for key in ("versions", "ranges")]
-    wrong = [key for where, key in lists if not isinstance(where.get(key) or [], list)]
+    wrong = [key for where, key in lists if not isinstance(where.get(key), list | None)]
     if wrong:
         # Read as nothing, it would make a version look clean.
         raise MoelineError(f"{name} is no OSV record: {', '.join(wrong)} must be a list. Nothing was checked.")

@@ -26,7 +26,7 @@ from cyclonedx.model.license import License, LicenseAcknowledgement, LicenseExpr
 from cyclonedx.output.json import JsonV1Dot6
 
 from infra.supply import policy
-from infra.supply.parts import Part, all_parts
+from infra.supply.parts import BESIDE, Part, all_parts
 from jobs.contract import MoelineError
 from jobs.environment import REPO
 
@@ -50,7 +50,7 @@ def document(parts: Sequence[Part], version: str, at: dt.datetime) -> str:
     for part in parts:
         bom.dependencies.add(Dependency(refs[_ref(part)], dependencies=[Dependency(by_name[name]) for name in part.needs]))
     asked = {name for part in parts for name in part.needs}
-    tops = [Dependency(refs[_ref(part)]) for part in parts if part.root or part.name not in asked]
+    tops = [Dependency(refs[_ref(part)]) for part in parts if part.root or part.use in BESIDE or part.name not in asked]
     bom.dependencies.add(Dependency(root.bom_ref, dependencies=tops))
     return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
 
