@@ -99,6 +99,7 @@ def _merged(found: Sequence[tuple[Part, osv.Match]]) -> list[tuple[Part, osv.Mat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """0: nothing known; 1: something is affected or may be; 2: nothing was checked, and why is on the screen."""
     parser = argparse.ArgumentParser(prog="python -m infra.supply.audit", description=str(__doc__).splitlines()[0])
     parser.add_argument("--database", default=os.environ.get("OSV_DATABASE"), help="a folder, a zip or a JSON file of OSV records (default: OSV_DATABASE)")
     database = parser.parse_args(arguments).database

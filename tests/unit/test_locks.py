@@ -73,6 +73,7 @@ def test_a_good_lock_is_read_whole(tmp_path):
         "numpy==2.4.6 \\\n    # via x\n",
         f"numpy>=2.4 \\\n    --hash=sha256:{DIGEST}\n",
         f"numpy==2.* \\\n    --hash=sha256:{DIGEST}\n",
+        f"numpy==latest \\\n    --hash=sha256:{DIGEST}\n",
         f"numpy==2.4.6,<3 \\\n    --hash=sha256:{DIGEST}\n",
         f"numpy==2.4.6 \\\n    --hash=sha256:{DIGEST[:-1]}\n",
         f"numpy==2.4.6 \\\n    --hash=md5:{DIGEST[:32]}\n",
