@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills up down status clean lock
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills up down status clean lock sbom audit
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -72,6 +72,12 @@ status: ## How every service is
 clean: down ## Remove what setup made; your data in .moeline stays
 	@rm -rf .venv .uv .jars .oracles .pytest_cache .ruff_cache build
 	@test ! -d .moeline || echo "Your tables, models and costs are still in .moeline; delete that folder yourself if you mean to."
+
+sbom: setup ## Bill of materials (CycloneDX) and licence report into build/; fails on a licence nobody reviewed
+	@PYTHONPATH=. $(bin)/python -m infra.supply.sbom
+
+audit: setup ## Check the locked versions against a downloaded database of osv.dev, offline (OSV_DATABASE=all.zip)
+	@PYTHONPATH=. OSV_DATABASE="$(OSV_DATABASE)" $(bin)/python -m infra.supply.audit
 
 lock: setup ## Compile requirements.lock from pyproject.toml again (keeps what is pinned; UPGRADE=--upgrade for the newest)
 	@.uv/bin/uv pip compile pyproject.toml --quiet --extra test --python-version 3.11 --generate-hashes --no-emit-index-url \
