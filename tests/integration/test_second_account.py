@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another user"),
 ]
+GRPC_SETTINGS = "\x04"  # type of the frame that opens HTTP/2
+CALLS = (  # one of every gRPC service there is: reading what runs, starting work, running a query
+    "/ray.rpc.JobInfoGcsService/GetAllJobInfo", "/ray.rpc.InternalKVGcsService/InternalKVGet", "/ray.rpc.ActorInfoGcsService/RegisterActor",
+    "/ray.rpc.NodeManagerService/RequestWorkerLease", "/ray.rpc.NodeManagerService/GetNodeStats", "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.RuntimeEnvService/GetOrCreateRuntimeEnv", "/ray.rpc.ObjectManagerService/Pull", "/ray.rpc.ReporterService/GetTraceback",
+    "/spark.connect.SparkConnectService/AnalyzePlan", "/spark.connect.SparkConnectService/Config",
+)  # fmt: skip
 # What a stranger gets without a password: reads and connections are tried by a process of another user.
 _TRY = """
 import json, os, socket, sys
@@ -93,10 +101,50 @@ def test_what_the_services_hold_open_elsewhere_is_nobodys_either(platform) -> No
 
 
 def test_another_user_calls_nothing(platform) -> None:
+    """Every port answers a stranger with a refusal; Airflow's with its sign-in page, which holds nothing."""
     listening = sorted(
         {(name, c.laddr.port) for name, process in processes(platform.home) for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
     )
     assert {name for name, _ in listening} >= {"airflow-api-server", "mlflow", "spark-connect", "ray-head"}
     hello = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".hex()
-    found = as_nobody(ports=[(name, port, hello) for name, port in listening])
-    print(json.dumps(found["tcp"], indent=1))
+    said = as_nobody(ports=[(name, port, hello) for name, port in listening])["tcp"]
+    assert len(said) == len(listening)
+    refused = {where: what for where, what in said.items() if what.startswith(("HTTP/1.1 401", "HTTP/1.1 403"))}
+    grpc = {where: refusals(int(where.split()[1])) for where, what in said.items() if what[3:4] == GRPC_SETTINGS}
+    silent = {where for where, what in said.items() if what in ("", "ConnectionResetError", "TimeoutError")}
+    page = {where for where, what in said.items() if where.startswith("airflow-api-server ") and "<title>Airflow</title>" in what and len(what) < 1000}
+    gone = {where for where, what in said.items() if what == "ConnectionRefusedError"}  # Ray ends a worker it does not need
+    understood = refused.keys() | grpc.keys() | silent | page | gone
+    assert said.keys() == understood, {where: what for where, what in said.items() if where not in understood}
+    assert {where.split()[0] for where in refused} == {"mlflow", "ray-head"} and len(page) == 1
+    assert {where.split()[0] for where in silent} <= {"spark-connect"}, "Spark's blocks and files: the next test"
+    assert all("OK" not in codes for codes in grpc.values()), grpc
+    assert {where.split()[0] for where, codes in grpc.items() if "UNAUTHENTICATED" in codes} == {"ray-head", "spark-connect"}
+
+
+def refusals(port: int) -> set[str]:
+    """What a gRPC server says to calls without a token."""
+    import grpc
+
+    said = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for method in CALLS:
+            try:
+                channel.unary_unary(method)(b"", timeout=10)
+                said.add("OK")
+            except grpc.RpcError as error:
+                said.add(error.code().name)
+    return said
+
+
+def test_sparks_blocks_are_not_for_everybody(platform) -> None:
+    """Spark's own protocol (a frame with an RPC request) without the secret: refused before the request is looked at."""
+    body = b"x" * 10
+    request = struct.pack(">BqI", 3, 1, len(body)) + body
+    frame = struct.pack(">q", 8 + len(request)) + request
+    ports = sorted(
+        {c.laddr.port for name, p in processes(platform.home) if name == "spark-connect" for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+    )
+    said = as_nobody(ports=[("spark", port, frame.hex()) for port in ports])["tcp"]
+    answers = [what for what in said.values() if "org.apache.spark" in what]
+    assert answers and all("Expected SaslMessage" in what for what in answers), said

@@ -76,6 +76,7 @@ def ray_environment(env: Environment) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",  # its page of figures is the one port of Ray that asks for no token
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets every idle service of the same machine push a training of two threads aside
     }
