@@ -95,3 +95,30 @@ def test_two_services_wishing_the_same_port_get_two():
     chosen = ports.choose_ports({"a": port, "b": port})
     assert chosen["a"] == port
     assert chosen["b"] != port
+
+
+def test_a_port_that_somebody_takes_meanwhile_is_given_up(env, monkeypatch):
+    """Two platforms that start at once may choose the same ports: the loser of the race starts again with others."""
+    from jobs.services import platform
+
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", 0))
+        thief.listen()
+        stolen, tries, said = thief.getsockname()[1], [], []
+        record = {"services": {"ray-head": {"port": stolen}}, "addresses": {"airflow_url": "x"}}
+
+        def wait(*_):
+            tries.append(1)
+            if len(tries) < 2:
+                raise MoelineError("ray-head could not be started: exit code 1.")
+            return record
+
+        monkeypatch.setattr(platform, "_start_supervisor", lambda env: record)
+        monkeypatch.setattr(platform, "_wait_until_healthy", wait)
+        monkeypatch.setattr(platform, "down", lambda env, echo: record)
+        assert platform.up(env, echo=said.append) is record
+        assert len(tries) == 2 and f"took port {stolen} of ray-head" in said[0]
+        tries.clear()
+    with pytest.raises(MoelineError, match="could not be started"):  # nobody has the port: another reason, said at once
+        platform.up(env, echo=said.append)
+    assert len(tries) == 1

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
+from jobs.services.platform.ports import is_taken
 from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
 from jobs.services.platform.record import boot_id, is_same_process, locked, read_record, write_private, write_record
 
@@ -25,6 +26,7 @@ __all__ = ["client_environment", "down", "render_status", "status", "up"]
 
 _UP_SECONDS = 600.0  # a quiet machine needs less than a tenth of it
 _DOWN_SECONDS = 90.0
+_PORT_CHOICES = 3  # another program may take a port between the choice and the start
 _LOG_TAIL_LINES = 15
 
 
@@ -38,15 +40,19 @@ def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, An
     with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60, waiting=lambda: echo("Another `moeline up` is at work; waiting for it.")):
         record = read_record(env.home)
         started = not is_same_process(record.get("supervisor"))
-        if started:
-            _reap(env.home, record)
-            record = _start_supervisor(env)
-        try:
-            record = _wait_until_healthy(env.home, record, echo, began)
-        except BaseException:
+        for further in reversed(range(_PORT_CHOICES)):
             if started:
-                down(env, echo=lambda _: None)
-            raise
+                _reap(env.home, record)
+                record = _start_supervisor(env)
+            try:
+                record = _wait_until_healthy(env.home, record, echo, began)
+                break
+            except BaseException as problem:
+                if started:
+                    record = down(env, echo=lambda _: None)
+                if not (started and further and isinstance(problem, MoelineError) and (lost := ports_lost(record))):
+                    raise
+                echo(f"Somebody else took {', '.join(lost)} between choosing and starting; starting again with other ports.")
     seconds = time.monotonic() - began
     echo(f"The platform is up ({seconds:.0f} s): {record['addresses']['airflow_url']}" if started else "The platform is up already.")
     return record
@@ -189,6 +195,11 @@ def _wait_until_healthy(home: Path, record: dict[str, Any], echo: Callable[[str]
             name = next(iter(waiting))
             raise MoelineError(f"Not healthy after {_UP_SECONDS:.0f} s: {waiting}.\n{_tail(Path(services[name]['log']))}\nLog: {services[name]['log']}")
         time.sleep(0.2)
+
+
+def ports_lost(record: dict[str, Any]) -> list[str]:
+    """Ports of services, all of which are stopped, that somebody listens on all the same."""
+    return [f"port {entry['port']} of {name}" for name, entry in record.get("services", {}).items() if entry.get("port") and is_taken(entry["port"])]
 
 
 def _reap(home: Path, record: dict[str, Any]) -> int:

@@ -28,6 +28,14 @@ def choose_ports(usual: Mapping[str, int]) -> dict[str, int]:
             listener.close()
 
 
+def is_taken(port: int) -> bool:
+    """Whether somebody listens on the port, on loopback or on all addresses."""
+    listener = _bind(port)
+    if listener is not None:
+        listener.close()
+    return listener is None
+
+
 def _bind(port: int) -> socket.socket | None:
     """A socket on the port, or None when someone listens there on loopback or on all addresses."""
     for address in ("", LOOPBACK):
