@@ -96,9 +96,10 @@ def _stage(arguments: argparse.Namespace, env: Any) -> Any:
     import dataclasses
 
     from jobs import recipes, run
+    from jobs.inputs import parse_versions
 
     recipe = recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home)
-    inputs = json.loads(arguments.inputs)
+    inputs = parse_versions(arguments.inputs)
     result = run.run_stage(env, arguments.name, recipe, interval=arguments.interval, inputs=inputs, gauntlet_data=arguments.gauntlet_data)
     if not arguments.json:
         outputs = ", ".join(result.outputs.values())
@@ -201,15 +202,9 @@ def _order(arguments: argparse.Namespace, env: Any) -> Any:
 
 
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
-    from jobs import launch, sample_data
-    from jobs.services import landing
+    from jobs import sample_data
 
-    folder = landing.local(env)
-    days = arguments.day or launch.sample_days(env, arguments.days)
-    found = sample_data.write(folder, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else sample_data.progress_lines(_say))
-    if not arguments.json:
-        print(found)
-    return {"days": list(days), "files": found.files, "written": found.written, "documents": found.documents, "bytes": found.bytes}
+    return sample_data.act(arguments, env, _say)
 
 
 def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
@@ -353,16 +348,26 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _require_text(arguments: argparse.Namespace) -> None:
+    """Raise MoelineError for a value that is no text: with a zero character no file can have it as its name, and undecodable bytes cannot be written down."""
+    for name, given in vars(arguments).items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str) and ("\0" in value or (not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value))):
+                raise MoelineError(f"{name.replace('_', '-')} is no text: {ascii(value)[:100]} holds a zero character or bytes that are not UTF-8.")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``moeline``; returns the exit status."""
     import os
 
     arguments = parser().parse_args(argv)
-    if hasattr(arguments, "gauntlet_data"):
-        data = arguments.gauntlet_data or os.environ.get("GAUNTLET_DATA") or None
-        arguments.gauntlet_data = str(Path(data).resolve()) if data else None
     try:
         from jobs.environment import Environment
+
+        _require_text(arguments)
+        if hasattr(arguments, "gauntlet_data"):
+            data = arguments.gauntlet_data or os.environ.get("GAUNTLET_DATA") or None
+            arguments.gauntlet_data = str(Path(data).resolve()) if data else None
 
         outcome = arguments.action(arguments, Environment.load(arguments.env, arguments.home))
     except MoelineError as problem:
@@ -370,6 +375,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _say(f"moeline {arguments.command}: {problem}")
         return 3 if type(problem).__name__ in ("CheckFailed", "BudgetExceeded") else 1
+    except OSError as problem:  # a name too long, no folder there, no permission: whichever file it was
+        if arguments.debug:
+            raise
+        about = f"{problem.strerror}: {str(problem.filename)[:300]}" if problem.filename is not None else problem
+        _say(f"moeline {arguments.command}: {about}. With --debug: where it happened.")
+        return 1
     except KeyboardInterrupt:
         _say(f"moeline {arguments.command}: interrupted")
         return 130

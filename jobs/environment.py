@@ -40,9 +40,9 @@ class Environment:
         """Read ``infra/env/<name>.toml`` (default: MOELINE_ENV or ``local``; a path to a .toml is taken as is)."""
         name = name or os.environ.get("MOELINE_ENV", "local")
         file = Path(name) if name.endswith(".toml") else REPO / "infra" / "env" / f"{name}.toml"
-        if not file.is_file():
+        if not _is_file(file):
             known = ", ".join(sorted(p.stem for p in (REPO / "infra" / "env").glob("*.toml")))
-            raise MoelineError(f"Unknown environment {name!r}: {file} does not exist. Known environments: {known}.")
+            raise MoelineError(f"Unknown environment {name[:300]!r}: no such file in infra/env, nor a .toml elsewhere. Known environments: {known}.")
         raw = tomllib.loads(file.read_text())
         root = Path(home or os.environ.get("MOELINE_HOME") or REPO / ".moeline").resolve()
         try:
@@ -68,3 +68,10 @@ class Environment:
         if "mlflow_uri" in given:  # another server than ours: our password is none of its business
             addresses = {key: value for key, value in addresses.items() if not key.startswith("mlflow_")}
         return {**addresses, **given}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name no file can have
+        return False

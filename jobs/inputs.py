@@ -8,6 +8,7 @@ day that is already done must stay done (infra/decisions/0004).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -105,6 +106,19 @@ def _all_forgotten(env: Environment, interval: str) -> bool:
         return False
     held = delta.dataset(env, before.table("documents"), where_in=[interval]).to_table(columns=["doc_id"])
     return gone.issuperset(held["doc_id"].to_pylist())
+
+
+def parse_versions(text: str) -> dict[str, str]:
+    """Exact table versions from JSON such as ``{"documents": "documents@3"}``. Raises MoelineError for anything else."""
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not all(isinstance(version, str) for version in found.values()):
+            raise ValueError("not a JSON object of texts")
+    except (ValueError, RecursionError) as error:
+        raise MoelineError(f'The inputs {text[:100]!r} cannot be read ({error}). Write them like {{"documents": "documents@3"}}.') from None
+    for version in found.values():
+        TableVersion.parse(version)
+    return found
 
 
 def _open(env: Environment, name: str, where: dict[TableVersion, list[str]], engine: str, tools: Any) -> Any:

@@ -30,6 +30,7 @@ from jobs.watch import RunSeen, TaskSeen, Watch, failures, log_tail, task_url
 PREPARE, BUILD = "prepare_corpus", "build_model"
 TASKS = {PREPARE: PREPARE_STAGES, BUILD: ("plan", "forecast", "check_budget", "approve", "train", "evaluate", "review", "register")}
 _ACTIVE = {"queued", "running"}
+_MOST_DAYS = 3650  # of sample corpus
 Echo = Callable[[str], None]
 
 
@@ -94,8 +95,8 @@ def sample_days(env: Environment, days: int) -> list[str]:
         return [parse_day(day) for day in json.loads(file.read_text())]
     except FileNotFoundError:
         pass
-    if days < 1:
-        raise MoelineError(f"{days} days of sample corpus were asked for. Ask for at least one.")
+    if not 1 <= days <= _MOST_DAYS:
+        raise MoelineError(f"{str(days)[:20]} days of sample corpus were asked for. Ask for at least one, at most {_MOST_DAYS:,}.")
     today = dt.datetime.now(dt.UTC).date()
     chosen = [(today - dt.timedelta(days=back)).isoformat() for back in range(days, 0, -1)]
     write_whole(file, json.dumps(chosen).encode())

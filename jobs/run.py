@@ -23,9 +23,9 @@ from typing import Any
 
 from jobs import budget, budgets, gate, recipes, stale
 from jobs.config import PREPARE_STAGES, STAGES
-from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, TableVersion, parse_day, run_key
+from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult, parse_day, run_key
 from jobs.environment import Environment
-from jobs.inputs import Inputs, resolve_inputs
+from jobs.inputs import Inputs, parse_versions, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
 from jobs.services import accounts, configs, ledger, results
 from jobs.tools import StageTools, locked, process_name
@@ -256,9 +256,7 @@ def main(argv: list[str] | None = None) -> int:
             recipe = replace(recipe, budget_usd=arguments.budget_usd)
         if arguments.over_budget is not None:
             recipe = replace(recipe, on_over_budget=arguments.over_budget)
-        inputs = json.loads(arguments.inputs)
-        for version in inputs.values():
-            TableVersion.parse(version)
+        inputs = parse_versions(arguments.inputs)
         if arguments.stage == "plan":
             print(json.dumps(plan(env, recipe)))
             return 0

@@ -7,6 +7,7 @@ hashes of their names, so the same installed versions give the same bytes everyw
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import importlib.metadata
@@ -19,9 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.contract import MoelineError, parse_day
+from jobs.environment import Environment
 
 CODE, DOCS = "python-code", "python-docs"
 _DOCS_SHARE = 0.28  # of the sample; the prose rules refuse most of it
@@ -29,6 +31,7 @@ _TEXTS_SHARE = 0.2  # of the documentation: READMEs, changelogs, licence texts; 
 _MAX_FILE_BYTES = 200_000
 _MIN_FILE_BYTES = 200
 _MIN_DOC_CHARS = 500  # a docstring below this is a line of a reference manual, not a document
+_MOST_MEGABYTES = 10_000  # more than any machine's distributions hold
 _ZSTD_LEVEL = 3  # fixed: the bytes of the files are their identity
 _DOC_SUFFIXES = (".md", ".rst", ".txt")
 _DOC_STEMS = ("readme", "license", "licence", "copying", "notice", "changes", "changelog", "history", "authors", "contributing")
@@ -265,3 +268,18 @@ def progress_lines(say: Callable[[str], None]) -> Callable[[float, float, str], 
         say(f"[sample-data] {done / total if total else 0:4.0%} {elapsed:.0f} s{ending}  {text}")
 
     return tell
+
+
+def act(arguments: argparse.Namespace, env: Environment, say: Callable[[str], None]) -> dict[str, Any]:
+    """``moeline sample-data``: write the corpus for the days asked for, or those it was first made for."""
+    from jobs import launch
+    from jobs.services import landing
+
+    if not 0 < arguments.megabytes < _MOST_MEGABYTES:  # NaN is not either
+        raise MoelineError(f"{arguments.megabytes} MB of sample corpus were asked for. Ask for more than 0 and less than {_MOST_MEGABYTES:,}.")
+    folder = landing.local(env)
+    days = [parse_day(day) for day in arguments.day or launch.sample_days(env, arguments.days)]
+    found = write(folder, days, target_bytes=int(arguments.megabytes * 1e6), progress=None if arguments.json else progress_lines(say))
+    if not arguments.json:
+        print(found)
+    return {"days": days, "files": found.files, "written": found.written, "documents": found.documents, "bytes": found.bytes}
