@@ -1,6 +1,7 @@
 """Every value the command line takes, with what an attacker or a slip of the hand would write: an error in a sentence, and nothing run or written elsewhere.
 
-Every command and option is found by asking the parser, so a new one is tried from its first day.
+Every command and option is found by asking the parser, so a new one is tried from its first day. No value names a file that matters: some options
+write what they are given, and these tests may run as root.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from jobs.cli import main, parser
 SERVICES = {"up", "down", "run", "backfill", "lm-eval"}  # start or ask services (tests/integration), or are another program's command line
 FETCHES = {("gauntlet", "fetch")}  # goes to the network
 PAYLOADS = (
-    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "x' OR '1'='1", "\"; DROP TABLE costs; --", "../../../../etc/passwd", "/etc/passwd",
+    "$(touch CANARY)", "`touch CANARY`", "; touch CANARY", "x' OR '1'='1", "\"; DROP TABLE costs; --", "../outside/file", "OUTSIDE/file",
     "{{ 7*7 }}{% raw %}", "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "__import__('os').system('touch CANARY')", "%s%n", "a\nb", "-1", "", "null\0byte",
-    "ü" * 300, "x" * 5000, "NaN", "1e400", "9" * 400, "file:///etc/passwd", "\x1b]0;x\x07", "\ud800",
+    "ü" * 300, "x" * 5000, "NaN", "1e400", "9" * 400, "file:///OUTSIDE/file", "\x1b]0;x\x07", "\ud800",
 )  # fmt: skip
 
 
@@ -42,6 +43,12 @@ def taken(found: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 TRIED = [(path, found, action) for path, found in commands() if path[0] not in SERVICES and path not in FETCHES for action in taken(found)]
+
+
+def places(folder: Path) -> list[str]:
+    """The payloads, with OUTSIDE as a folder beside the one the command runs in."""
+    (folder / "outside").mkdir(exist_ok=True)
+    return [value.replace("OUTSIDE", str(folder / "outside")) for value in PAYLOADS]
 
 
 def words(action: argparse.Action, value: str) -> list[str]:
@@ -67,7 +74,7 @@ def test_a_hostile_value_is_an_error_in_a_sentence(path, found, action, tmp_path
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("MOELINE_HOME", str(tmp_path / "home"))
-    for value in PAYLOADS:
+    for value in places(tmp_path):
         try:
             code = main(line(path, found, action, value))
         except SystemExit as ended:  # argparse's own refusal
@@ -99,7 +106,7 @@ def test_a_task_process_refuses_what_a_params_form_may_hand_on(stage: str, tmp_p
     options = [word for action in run.parser()._actions if action.option_strings and action.nargs != 0 for word in action.option_strings[-1:]]
     assert {"--recipe", "--budget-usd", "--asked-by", "--approved-by", "--inputs"} <= set(options)
     for option in options:
-        for value in PAYLOADS:
+        for value in places(tmp_path):
             try:
                 code = run.main([stage, f"{option}={value}"])
             except SystemExit as ended:

@@ -44,7 +44,7 @@ def test_it_ends_at_the_last_affordable_step_and_goes_on_exactly_with_more(data,
     assert ended_at - run.allowance.since <= run.allowance.usd + slowest + 1.0  # the last second: import and hash, not trained
     assert early["ended_early"] == "budget"
     assert 0 < early["steps"] < STEPS
-    assert early["held_out_loss"] > expected["held_out_loss"]
+    assert early["held_out_loss"] != expected["held_out_loss"]  # of an earlier model; near the end it may by chance be the better one
     ended = tmp_path / "run" / early["checkpoint"]
     assert checkpoint.verify(ended) == early["sha256"]
 
