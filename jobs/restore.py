@@ -26,8 +26,8 @@ from jobs.services import backup_folder, table_files
 from jobs.services.backup_folder import Manifest, Progress, copied, in_words
 
 FORGOTTEN = (
-    "Documents forgotten after {created_at} are in this home again, and so are the requests of that time not: repeat `moeline forget` for each of them "
-    "before anything is trained (the files warehouse/_forgotten/*.json of a newer home or backup name them). Nothing is forgotten again by itself."
+    "This home is of {created_at}: documents forgotten later are in it again, and it does not know of those requests. Repeat `moeline forget` for each of "
+    "them before anything is trained (warehouse/_forgotten/*.json of a newer home or backup names them). Nothing is forgotten again by itself."
 )
 # MLflow's database of work done without the platform names its artifacts by file:// URIs. All else of a home names them by relative paths: the platform's
 # MLflow serves artifacts under mlflow-artifacts:/, tables and results hold paths below artifacts/, and Delta's log names files below the table.

@@ -32,9 +32,23 @@ _SOCKET_PATH = 107  # bytes, by the kernel
 _ROLE = "restoring"
 _FIRST_OWN_OID = 16384  # PostgreSQL's own objects have smaller ones
 _MADE_BY_NOBODY = (  # neither Airflow nor MLflow has any of these, and each can run code or change what a statement means
-    "pg_proc", "pg_event_trigger", "pg_rewrite", "pg_policy", "pg_operator", "pg_opclass", "pg_opfamily", "pg_cast", "pg_conversion", "pg_extension",
+    "pg_event_trigger", "pg_rewrite", "pg_policy", "pg_operator", "pg_opclass", "pg_opfamily", "pg_cast", "pg_conversion", "pg_extension",
     "pg_language", "pg_foreign_data_wrapper", "pg_foreign_server", "pg_publication", "pg_subscription", "pg_statistic_ext", "pg_transform",
 )  # fmt: skip
+_OF_MLFLOW = (  # the one function there is, of its migration 1bd49d398cd23; any other body of that name is refused
+    "BEGIN IF OLD.secret_id != NEW.secret_id OR OLD.secret_name != NEW.secret_name THEN RAISE EXCEPTION 'secret_id and secret_name are immutable (used as "
+    "AAD in encryption)'; END IF; RETURN NEW; END;"
+)
+_KNOWN_FUNCTION = (
+    "btrim(regexp_replace(prosrc, '\\s+', ' ', 'g')) = %s AND NOT prosecdef AND pronargs = 0 AND proconfig IS NULL AND prolang = "
+    "(SELECT oid FROM pg_language WHERE lanname = 'plpgsql')"
+)
+_RUNNING = (  # what runs by itself, or changes what a name means
+    f"SELECT 'function ' || proname FROM pg_proc WHERE oid >= {_FIRST_OWN_OID} AND NOT ({_KNOWN_FUNCTION})",
+    "SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal AND "
+    f"tgfoid NOT IN (SELECT oid FROM pg_proc WHERE oid >= {_FIRST_OWN_OID} AND {_KNOWN_FUNCTION})",
+    "SELECT 'setting ' || array_to_string(setconfig, ', ') FROM pg_db_role_setting",
+)
 _EXPRESSIONS = (
     "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef",
     f"SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype IN ('c', 'x') AND oid >= {_FIRST_OWN_OID}",
@@ -103,7 +117,8 @@ def _strange(sockets: Path, database: str) -> list[str]:
     found = []
     for catalog in _MADE_BY_NOBODY:
         found += [f"{catalog} {oid}" for (oid,) in _execute(sockets, database, f"SELECT oid FROM {catalog} WHERE oid >= {_FIRST_OWN_OID}")]
-    found += [f"trigger {name}" for (name,) in _execute(sockets, database, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal")]
+    for statement in _RUNNING:
+        found += [name for (name,) in _execute(sockets, database, statement, *[_OF_MLFLOW] * statement.count("%s"))]
     for statement in _EXPRESSIONS:
         found += [f"a call of {name}" for (text,) in _execute(sockets, database, statement) for name in unknown_calls(text or "")]
     return found
@@ -178,13 +193,13 @@ def _run(argv: Sequence[str], what: str) -> None:
         raise MoelineError(f"PostgreSQL was asked to {what}: {_last(done.stderr)} Is there room on the disk, is the platform being stopped? Run it again.")
 
 
-def _execute(sockets: Path, database: str, statement: str) -> list[Any]:
+def _execute(sockets: Path, database: str, statement: str, *values: str) -> list[Any]:
     import psycopg2
 
     with contextlib.closing(psycopg2.connect(host=str(sockets), user="postgres", dbname=database)) as connection:
         connection.autocommit = True  # CREATE ROLE and its like may not stand in a transaction of several
         with connection.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
 
 
