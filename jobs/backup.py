@@ -128,25 +128,22 @@ def copy_table(unfinished: Unfinished, root: Path) -> dict[str, int] | None:
     files of older versions that were gone before (forgotten documents): those versions cannot be read here either. Raises MoelineError
     for a table whose own version lacks a file.
     """
-    before = None
+    before: tuple[int, list[str]] | None = None
     for _ in range(_ATTEMPTS):
         found = table_files.newest(root)
         if found is None:
             return None
         gone = [name for name in sorted(found.live | found.older) if not _copied(unfinished, root, name)]
-        broken = sorted(found.live.intersection(gone))
-        for name in found.log if not broken else ():
-            if not _copied(unfinished, root, name):
-                broken.append(name)
-        if not broken:
+        lacking = sorted(found.live.intersection(gone)) or [name for name in found.log if not _copied(unfinished, root, name)]
+        if not lacking:
             version, rows = table_files.rows(unfinished.folder / "warehouse" / root.name)
             return {"version": version, "rows": rows, "removed": len(gone)}
-        if before == (found.version, broken):
-            break
-        before = (found.version, broken)
+        if before == (found.version, lacking):
+            break  # no newer version came, so nobody made these files needless
+        before = (found.version, lacking)
     raise MoelineError(
-        f"{root.name}: its newest version names {before[1][0] if before else 'a file'}, which is not in {root}, so no copy of it can be whole. "
-        "Restore an earlier backup into another home, or prepare its days again (`moeline backfill --reprocess`), then back up again."
+        f"{root.name}@{found.version} reads {lacking[0]}, which is not in {root}, so no copy of this table can be whole. Put that file back from an earlier "
+        "backup, or restore that backup into another home."
     )
 
 
