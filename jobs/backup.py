@@ -43,7 +43,9 @@ def backup(env: Environment, to: Path, *, landing: bool = True, echo: Echo = lam
     _refuse_place(env, to)
     echo(f"Copying {env.home} to {to}")
     # A document that is being forgotten leaves results, tables and files in several steps; a copy between them would bring half of it back.
-    with locked(env.home / "locks" / "forget.lock", timeout_seconds=_FORGET_SECONDS, waiting=lambda: echo("Waiting for `moeline forget` to end.")):
+    with locked(
+        env.home / "locks" / "forget.lock", timeout_seconds=_FORGET_SECONDS, waiting=lambda: echo("Waiting for `moeline forget` or another backup to end.")
+    ):
         progress = Progress(_expected_bytes(env, zone), echo)
         with Unfinished(to, progress) as unfinished:
             _refuse_if_full(unfinished.folder, progress.total)

@@ -58,6 +58,7 @@ def restore(env: Environment, source: Path, *, echo: Echo = lambda line: None) -
         for made, final in moves:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.rename(made, final)  # onto nothing, or an empty folder: anything else is refused by the kernel
+            (final / backup_folder.LOCK).unlink()
     told = {"home": str(env.home), "seconds": round(time.monotonic() - began, 1), "forgotten_since": FORGOTTEN.format(created_at=manifest.about["created_at"])}
     return summary(source, manifest) | told
 
@@ -118,7 +119,7 @@ def _claimed(folder: Path) -> int:
     lock = backup_folder.lock(folder)
     if lock is None:
         raise MoelineError(f"Another `moeline restore` is at work in {folder}. Wait for it, or name another home.")
-    for entry in folder.iterdir():
+    for entry in (entry for entry in folder.iterdir() if entry.name != backup_folder.LOCK):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     folder.chmod(0o700)
     return lock

@@ -26,6 +26,7 @@ from typing import Any
 from jobs.contract import MoelineError
 
 MANIFEST, FORMAT = "manifest.json", 1
+LOCK = ".lock"  # in a folder that is being written; one left by a kill means nothing
 ROOTS = ("databases", "home", "warehouse", "artifacts", "landing")
 # Of the home itself. Nothing else is taken back from a backup: platform.json, say, would tell our programs whom to trust with a password.
 HOME_FOLDERS = ("attempts", "uptime", "recipes", "keys", "airflow/keys")
@@ -72,7 +73,7 @@ class Progress:
         self._said = now
         share = min(0.99, self.done / self.total) if self.total else 0.99
         eta = f", ETA {(now - self._began) * (1 - share) / share:.0f} s" if share > 0.01 else ""
-        self.echo(f"  {share:4.0%}  {in_words(self.done)} of about {in_words(self.total)}{eta}  {what}")
+        self.echo(f"  {share:4.0%}  {in_words(self.done)} of about {in_words(self.total)}{eta}  {''.join(c if c.isprintable() else '?' for c in what)}")
 
 
 def in_words(n_bytes: float) -> str:
@@ -89,13 +90,13 @@ def copied(source: Path, target: Path, seen: Callable[[int], None]) -> File:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise MoelineError(f"{source} is a link or no file; only files can be copied.") from None
+            raise MoelineError(f"{str(source)!r} is a link or no file; only files can be copied.") from None
         raise
     digest, size = hashlib.sha256(), 0
     with os.fdopen(descriptor, "rb") as reading:
         about = os.fstat(reading.fileno())
         if not stat.S_ISREG(about.st_mode):
-            raise MoelineError(f"{source} is no file; only files can be copied.")
+            raise MoelineError(f"{str(source)!r} is no file; only files can be copied.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writing:
             while piece := reading.read(_READ_BYTES):
@@ -176,6 +177,7 @@ class Unfinished:
         _flush(self.folder)
         final = self._to / self._name
         os.rename(self.folder, final)
+        (final / LOCK).unlink()
         _flush(self._to)
         return final, Manifest(dict(about), self.files, hashlib.sha256(raw).hexdigest())
 
@@ -205,21 +207,25 @@ def _begin(to: Path) -> tuple[str, Path, int]:
 def _remove_abandoned(to: Path) -> None:
     """What killed backups left; the lock of one that is being written is held."""
     for folder in to.glob(f"{_UNFINISHED}*"):
-        held = lock(folder)
-        if held is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+        with contextlib.suppress(FileNotFoundError):  # it has its name by now
+            held = lock(folder)
+            if held is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
 
 
 def lock(folder: Path) -> int | None:
-    """A lock on a folder that the kernel frees when its holder dies, or None when another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """A lock on a folder that the kernel frees when its holder dies, or None when another process holds it or removes the folder."""
+    # A file inside, because NFS locks no folders.
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _flush(folder: Path) -> None:
@@ -236,6 +242,7 @@ def _flush(folder: Path) -> None:
 def read(folder: Path) -> Manifest:
     """The manifest of a backup whose files are exactly those it names, with their sizes. Raises MoelineError; contents are not read yet."""
     found = _listed(folder)
+    found.pop(LOCK, None)
     if MANIFEST not in found:
         raise MoelineError(f"{folder} is no whole backup: it has no {MANIFEST}.{_instead(folder)}")
     raw = (folder / MANIFEST).read_bytes()
@@ -292,7 +299,7 @@ def _listed(folder: Path) -> dict[str, int]:
             elif stat.S_ISREG(about.st_mode):
                 found[Path(entry.path).relative_to(folder).as_posix()] = about.st_size
             else:
-                raise MoelineError(f"{entry.path} is a link or no file; a backup holds only files. Nothing was restored. Take another backup.")
+                raise MoelineError(f"{entry.path!r} is a link or no file; a backup holds only files. Nothing was restored. Take another backup.")
     return found
 
 

@@ -185,7 +185,7 @@ def test_forgetting_and_copying_take_turns(home):
         thread = threading.Thread(target=lambda: taken(home, echo=said.append))
         thread.start()
         thread.join(1.0)
-        assert thread.is_alive() and said[-1] == "Waiting for `moeline forget` to end."
+        assert thread.is_alive() and said[-1] == "Waiting for `moeline forget` or another backup to end."
     thread.join(30)
     assert not thread.is_alive()
 
@@ -434,6 +434,26 @@ def test_the_commands(home, capsys):
     assert "is not empty" in capsys.readouterr().err
     assert cli.main(["backup", "/proc/nothing", "--home", str(home.home)]) == 1
     assert "No backup was made" in capsys.readouterr().err
+
+
+def test_two_at_once_are_two_backups_and_one_home(home):
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(taken(home))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 2
+    other = backup_folder.Unfinished(folders[0].parent, backup_folder.Progress(1, lambda _: None))  # one that is being written stays
+    third = taken(home)
+    assert other.folder.is_dir() and third not in folders
+    new = home.home.parent / "elsewhere" / ".new.restoring"
+    new.mkdir(parents=True)
+    held = backup_folder.lock(new)
+    with pytest.raises(MoelineError, match="Another `moeline restore` is at work"):
+        put_back(third)
+    os.close(held)
+    assert rows_by_day(put_back(third), TableVersion("fingerprints", 3)) == NEWEST
 
 
 def test_progress_tells_how_long_it_will_take(monkeypatch):
