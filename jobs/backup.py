@@ -75,7 +75,7 @@ def _copy_all(env: Environment, unfinished: Unfinished, zone: Path | None) -> tu
     """Copy everything, in the order the module's docstring explains; returns (tables by name, databases)."""
     databases = _dump(env, unfinished, "airflow")
     for name in _FIRST_OF_HOME:
-        _copy_folder(unfinished, f"home/{name}", env.home / name, lambda inside: not inside.endswith(".json"))
+        _copy_folder(unfinished, f"home/{name}", env.home / name, lambda entry: not entry.name.endswith(".json"))
     for name in _BEFORE_TABLES:
         _copy_folder(unfinished, f"warehouse/{name}", env.warehouse / name)
     tables = {}
@@ -88,7 +88,7 @@ def _copy_all(env: Environment, unfinished: Unfinished, zone: Path | None) -> tu
     _copy_by_hand(env, unfinished)
     _copy_folder(unfinished, "artifacts", env.artifacts)
     if zone is not None:
-        _copy_folder(unfinished, "landing", zone, _is_hidden)  # such a file is still being written
+        _copy_folder(unfinished, "landing", zone, _is_hidden)  # such a file is still being written, and not landed yet
     for name in backup_folder.HOME_FOLDERS:
         if name not in _FIRST_OF_HOME:
             _copy_folder(unfinished, f"home/{name}", env.home / name, _is_hidden)
@@ -154,16 +154,17 @@ def _copied(unfinished: Unfinished, root: Path, name: str) -> bool:
     return full in unfinished.files or unfinished.copy(full, root / name)
 
 
-def _is_passing(name: str) -> bool:
+def _is_passing(entry: os.DirEntry[str]) -> bool:
     """Files and folders that are there only while something is being written, or locked. Others may start with a dot: they belong to signed folders."""
+    name = entry.name
     return name.startswith(".unfinished-") or (name.startswith(".") and name.endswith(".tmp")) or name == "writer.lock"
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+def _is_hidden(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") and entry.is_file()
 
 
-def _copy_folder(unfinished: Unfinished, name: str, root: Path, leave_out: Callable[[str], bool] = _is_passing) -> None:
+def _copy_folder(unfinished: Unfinished, name: str, root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = _is_passing) -> None:
     """Copy a folder's files, and once more those that appeared while something vanished: a training removes a checkpoint when it has a newer one."""
     for _ in range(_ATTEMPTS):
         vanished = set()
@@ -197,7 +198,7 @@ def _refuse_place(env: Environment, to: Path) -> None:
 
 def _expected_bytes(env: Environment, zone: Path | None) -> int:
     roots = [env.warehouse, env.artifacts, *([zone] if zone else [])]
-    return _DATABASE_BYTES + sum(_size(file) for root in roots for _, file in regular_files(root, lambda name: name == "_staging"))
+    return _DATABASE_BYTES + sum(_size(file) for root in roots for _, file in regular_files(root, lambda entry: entry.name == "_staging"))
 
 
 def _size(file: Path) -> int:

@@ -108,14 +108,14 @@ def copied(source: Path, target: Path, seen: Callable[[int], None]) -> File:
     return File(size, digest.hexdigest(), about.st_mtime_ns)
 
 
-def regular_files(root: Path, leave_out: Callable[[str], bool] = lambda name: False) -> Iterator[tuple[str, Path]]:
+def regular_files(root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = lambda entry: False) -> Iterator[tuple[str, Path]]:
     """(name below ``root``, file) of every file, in order; links are not followed, folders and files that ``leave_out`` names or that vanish are skipped."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if leave_out(entry.name) or entry.is_symlink():
+        if leave_out(entry) or entry.is_symlink():
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from ((f"{entry.name}/{name}", file) for name, file in regular_files(Path(entry.path), leave_out))

@@ -76,7 +76,8 @@ def copied_while_a_day_is_prepared(env: Environment, to: Path) -> tuple[Path, th
     made = backup.backup(env, to)
     assert backup.verify(Path(made["folder"]))["verified"]
     assert len([r for r in results.of_stage(env, PREPARE_STAGES[-1]) if r.interval == OTHERS_DAY]) == 0, "it was taken while the day was being prepared"
-    print(f"backup: {made['seconds']} s, {made['bytes']:,} bytes, {made['n_files']} files")
+    dumps = {file.name: file.stat().st_size for _, file in backup_folder.regular_files(Path(made["folder"]) / "databases")}
+    print(f"backup: {made['seconds']} s, {made['bytes']:,} bytes, {made['n_files']} files, of them {dumps}")
     return Path(made["folder"]), thread
 
 
