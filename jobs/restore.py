@@ -1,0 +1,211 @@
+"""moeline restore FROM: a new home out of a backup, on this machine or another, under any path.
+
+It is built beside the home's place and renamed when every file has the sha256 its manifest gives, the databases are back and every table has its version and
+rows; a restore that fails or is killed leaves no home. Nothing that is there is ever overwritten.
+Change here: how a home comes back, what in it names absolute paths. Not here: what is in a backup (jobs/backup.py), what is believed of one
+(services/backup_folder.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs.backup import BY_HAND, places, summary
+from jobs.contract import MoelineError
+from jobs.environment import Environment
+from jobs.services import backup_folder, table_files
+from jobs.services.backup_folder import Manifest, Progress, copied, in_words
+
+FORGOTTEN = (
+    "This home is of {created_at}: documents forgotten later are in it again, and it does not know of those requests. Repeat `moeline forget` for each of "
+    "them before anything is trained (warehouse/_forgotten/*.json of a newer home or backup names them). Nothing is forgotten again by itself."
+)
+# MLflow's database of work done without the platform names its artifacts by file:// URIs. All else of a home names them by relative paths: the platform's
+# MLflow serves artifacts under mlflow-artifacts:/, tables and results hold paths below artifacts/, and Delta's log names files below the table.
+_URIS = {
+    "experiments": ("artifact_location",), "runs": ("artifact_uri",), "model_versions": ("source", "storage_location"), "logged_models": ("artifact_location",),
+}  # fmt: skip
+Echo = Callable[[str], None]
+
+
+def restore(env: Environment, source: Path, *, echo: Echo = lambda line: None) -> dict[str, Any]:
+    """Make the home of ``env`` (its tables, artifacts and landing zone too) from the backup ``source``; returns what ``moeline restore --json`` prints.
+
+    Raises MoelineError, having made nothing, when one of these folders is not empty, the backup is not whole or not as written, or a table
+    does not come back with the version and rows it was copied with.
+    """
+    began = time.monotonic()
+    manifest = backup_folder.read(source)
+    _refuse_if_in_use(env, manifest)
+    size = sum(file.size for file in manifest.files.values())
+    echo(f"Restoring {source} ({in_words(size)}, of {manifest.about.get('created_at')}) as {env.home}")
+    with _beside(env) as (unfinished, moves):
+        _refuse_if_full(env.home.parent, size)
+        _copy(source, manifest, unfinished, Progress(size, echo))
+        _repoint(env, unfinished, manifest)
+        _put_back_databases(unfinished, manifest, echo)
+        _compare_tables(unfinished, manifest)
+        os.sync()
+        for made, final in moves:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(made, final)  # onto nothing, or an empty folder: anything else is refused by the kernel
+            (final / backup_folder.LOCK).unlink()
+    told = {"home": str(env.home), "seconds": round(time.monotonic() - began, 1), "forgotten_since": FORGOTTEN.format(created_at=manifest.about["created_at"])}
+    return summary(source, manifest) | told
+
+
+def _refuse_if_in_use(env: Environment, manifest: Manifest) -> None:
+    for name, place in places(env).items():
+        if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
+            raise MoelineError(
+                f"A restore makes a new home, and its {name} {place} is not empty. Nothing was changed. Name another one with --home, or move that folder away."
+            )
+    _believed(manifest)
+    held = {name.partition("/")[0] for name in manifest.files}
+    if "landing" in held and not isinstance(env.landing, Path):
+        raise MoelineError(
+            f"The backup holds a landing zone; that of environment {env.name} is {env.landing}. Restore with --env local, or another environment."
+        )
+    if "databases" in held and env.services.get("postgres_url"):
+        raise MoelineError(f"The backup holds databases, and environment {env.name} uses a server of its own (postgres_url). Restore with another environment.")
+
+
+def _believed(manifest: Manifest) -> None:
+    """Refuse a manifest that does not say what is needed, in the words it is told to a person."""
+    about = manifest.about
+    landing, tables = about.get("landing"), about.get("tables")
+    whole = isinstance(tables, dict) and all(isinstance(t, dict) and all(type(t.get(key)) is int for key in ("version", "rows")) for t in tables.values())
+    said = isinstance(landing, str) and landing.isprintable() and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", str(about.get("created_at")))
+    if not whole or not said:
+        raise MoelineError("The manifest of this backup does not say when it was made, or of which tables. Take another backup.")
+
+
+@contextlib.contextmanager
+def _beside(env: Environment) -> Any:
+    """(environment to build in, what to rename to what at the end): a folder beside each place, removed again unless all of it was renamed."""
+    home = _unfinished(env.home)
+    moved = {name: place for name, place in places(env).items() if name != "home"}
+    built = {name: home / place.relative_to(env.home) if place.is_relative_to(env.home) else _unfinished(place) for name, place in moved.items()}
+    moves = [(built[name], place) for name, place in moved.items() if not place.is_relative_to(env.home)] + [
+        (home, env.home)
+    ]  # the home last: it makes the rest one
+    locks = []
+    try:
+        for made, _ in moves:
+            locks.append(_claimed(made))
+        yield replace(env, home=home, **built), moves
+    finally:
+        for (made, _), lock in zip(moves, locks, strict=False):
+            shutil.rmtree(made, ignore_errors=True)
+            os.close(lock)
+
+
+def _unfinished(place: Path) -> Path:
+    return place.with_name(f".{place.name}.restoring")
+
+
+def _claimed(folder: Path) -> int:
+    """A new folder under the lock returned; what a killed restore left there is removed. Raises MoelineError while another one is at work there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = backup_folder.lock(folder)
+    if lock is None:
+        raise MoelineError(f"Another `moeline restore` is at work in {folder}. Wait for it, or name another home.")
+    for entry in (entry for entry in folder.iterdir() if entry.name != backup_folder.LOCK):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    folder.chmod(0o700)
+    return lock
+
+
+def _refuse_if_full(folder: Path, needed: int) -> None:
+    at = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(at).free
+    if free < needed:
+        raise MoelineError(f"The backup holds {in_words(needed)}; {in_words(free)} are free at {at}. Name a home on another disk.")
+
+
+def _copy(source: Path, manifest: Manifest, unfinished: Environment, progress: Progress) -> None:
+    """Copy every file; what was written is what was hashed, so nothing can change between the check and its use."""
+    roots, problems = places(unfinished) | {"databases": unfinished.home / ".databases"}, []
+    for name, file in manifest.files.items():
+        root, _, inside = name.partition("/")
+        target = roots[root] / inside
+        found = copied(source / name, target, lambda n, name=name: progress.add(n, name))
+        if (found.sha256, found.size) != (file.sha256, file.size):
+            problems.append(f"{name!r}: its content is not what was written (sha256)")
+        os.utime(target, ns=(file.mtime_ns, file.mtime_ns))  # of a journal: the attempt's last sign of life
+    backup_folder.refuse(source, problems)
+
+
+def _repoint(env: Environment, unfinished: Environment, manifest: Manifest) -> None:
+    """Let file:// URIs of the old home's artifacts name those of the new one."""
+    file, old = unfinished.home / BY_HAND, dict(manifest.about.get("places") or {}).get("artifacts")
+    if not file.is_file() or not isinstance(old, str) or not old.startswith("/"):
+        return
+    before, after = (f"{path.as_uri()}/" for path in (Path(old), env.artifacts))
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA trusted_schema = OFF")
+        for table, columns in _URIS.items():
+            known = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+            for column in known.intersection(columns):
+                where = f"WHERE substr({column} || '/', 1, ?) = ?"
+                database.execute(f"UPDATE {table} SET {column} = ? || substr({column}, ?) {where}", (after, len(before) + 1, len(before), before))
+        database.commit()
+
+
+def _put_back_databases(unfinished: Environment, manifest: Manifest, echo: Echo) -> None:
+    folder = unfinished.home / ".databases"
+    dumps = {Path(name).stem: folder / Path(name).name for name in backup_folder.DATABASES if name in manifest.files}
+    if dumps:
+        from jobs.services.platform import database_copies
+
+        echo(f"  putting back the databases {', '.join(dumps)}")
+        database_copies.put_back(unfinished.home / "postgres", dumps)
+        shutil.rmtree(folder)
+
+
+def _compare_tables(unfinished: Environment, manifest: Manifest) -> None:
+    tables, logs = manifest.about["tables"], _logs(manifest)
+    problems = [f"table {name!r} has a log in the backup, or is in its manifest, and not both" for name in sorted(tables.keys() ^ logs.keys())]
+    for name in sorted(tables.keys() & logs.keys()):
+        said, root = tables[name], unfinished.warehouse / name
+        found = table_files.newest(root)  # raises for names that leave the table's folder
+        if found is None or {*found.log} != logs[name]:
+            problems.append(f"table {name}: its log holds other files than commits and checkpoints")
+            continue
+        version, rows = table_files.rows(root)
+        if (version, rows) != (said["version"], said["rows"]):
+            problems.append(f"table {name}: version {version} with {rows:,} rows came back, version {said['version']} with {said['rows']:,} was copied")
+    if problems:
+        raise MoelineError("The tables are not what was copied:" + "".join(f"\n  {p}" for p in problems) + "\nNothing was restored. Take another backup.")
+
+
+def _logs(manifest: Manifest) -> dict[str, set[str]]:
+    """Files of every table's log, by table."""
+    found: dict[str, set[str]] = {}
+    for name in manifest.files:
+        root, _, inside = name.partition("/")
+        table, _, file = inside.partition("/")
+        if root == "warehouse" and file.startswith(f"{table_files.LOG}/"):
+            found.setdefault(table, set()).add(file)
+    return found
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The outcome of a restore for a person."""
+    rows = sum(table["rows"] for table in found["tables"].values())
+    lines = [f"{found['home']}: restored in {found['seconds']:.0f} s from {found['folder']} of {found['created_at']}"]
+    lines += [
+        f"  {len(found['tables'])} tables with {rows:,} rows, {found['n_files']:,} files, {in_words(found['bytes'])}; every sha256 and row count is as it was"
+    ]
+    lines += [f"  landing zone: {found['landing']}"] if found["landing"] != "copied" else []
+    lines += [f"  {found['forgotten_since']}", f"  Go on with: moeline up --home {found['home']}"]
+    return "\n".join(lines) + "\n"
