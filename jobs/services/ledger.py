@@ -21,7 +21,7 @@ from typing import Any
 
 from jobs.config import PHASES
 from jobs.environment import Environment, Resources
-from jobs.services import charges, delta
+from jobs.services import charges, delta, process_identity
 
 _HEARTBEAT_SECONDS = 2.0
 
@@ -43,7 +43,7 @@ class Attempt:
     try_number: int = 1
     attempt_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     pid: int = field(default_factory=os.getpid)
-    process_started_at: float = 0.0
+    process_started_at: str = ""  # of process_identity: no time of day
 
     @property
     def run_id(self) -> str:
@@ -59,11 +59,9 @@ class Running:
     """An open attempt: journal, heartbeat, and its charge rows when it ends. Raises MoelineError at once when the sheet has no price for it."""
 
     def __init__(self, env: Environment, attempt: Attempt) -> None:
-        import psutil
-
         env.prices.hourly(attempt.resources, attempt.started_at)
         self.env = env
-        self.attempt = replace(attempt, process_started_at=psutil.Process().create_time())
+        self.attempt = replace(attempt, process_started_at=process_identity.started(os.getpid()))
         self._apart: dict[str, tuple[float, float, float]] = {}  # phase -> began, ended, seconds
         self._file = journal(env) / f"{attempt.attempt_id}.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,17 +142,6 @@ def charge_row(
     ))  # fmt: skip
 
 
-def _alive(attempt: Attempt) -> bool:
-    """Whether the very process of the attempt still runs (a reused pid has another start time)."""
-    import psutil
-
-    try:
-        process = psutil.Process(attempt.pid)
-        return abs(process.create_time() - attempt.process_started_at) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
 def open_attempts(env: Environment) -> list[tuple[Attempt, float, bool]]:
     """Attempts without rows yet: (attempt, last heartbeat, whether its process lives)."""
     found = []
@@ -165,7 +152,7 @@ def open_attempts(env: Environment) -> list[tuple[Attempt, float, bool]]:
         except (FileNotFoundError, json.JSONDecodeError):
             continue  # closed meanwhile
         attempt = Attempt(**{**raw, "resources": Resources(**raw["resources"])})
-        found.append((attempt, last_seen, _alive(attempt)))
+        found.append((attempt, last_seen, process_identity.is_running(attempt.pid, str(attempt.process_started_at))))
     return found
 
 

@@ -27,7 +27,8 @@ def prepared(master: str, env: Environment, day: str) -> dict[str, int]:
     """Run the stages; returns the number of tasks by executor."""
     from pyspark.sql import SparkSession
 
-    conf = {**spark_conf(env), **CLUSTER, "spark.master": master}
+    # A local Spark makes a secret of its own, which the same JVM would then show to the cluster.
+    conf = {**spark_conf(env), **CLUSTER, "spark.master": master, "spark.authenticate": str(master.startswith("spark:")).lower()}
     spark.spark_conf = lambda env: conf
     session = spark.session(env, "moeline")
     assert session.sparkContext.master == master

@@ -98,6 +98,7 @@ def names_of_the_old_home(env: Environment, new: Environment) -> set[str]:
 
 def loads_and_verifies(env: Environment, new: Environment) -> None:
     import mlflow as client
+    import pandas as pd
 
     for row in delta.rows(env, "registrations"):
         known = results.find(new, "register", row["run_key"])
@@ -106,7 +107,7 @@ def loads_and_verifies(env: Environment, new: Environment) -> None:
         with registered.opened(new, row["model_name"], row["model_version"]) as (folder, verified):
             assert verified.files > 3 and len(list(folder.rglob("*.safetensors"))) > 0
             model = client.pyfunc.load_model(str(folder), model_config={"public_key_file": str(new.home / "keys")})
-            assert len(model.predict(["def f("], params={"max_new_tokens": 2})) == 1
+            assert len(model.predict(pd.DataFrame({"prompt": ["def f("]}), params={"max_new_tokens": 2})) == 1
     theirs, ours = (mlflow.champion(mlflow.client(one), row["model_name"]) for one in (new, env))
     assert (theirs and theirs.version) == (ours and ours.version)
 

@@ -103,7 +103,7 @@ def patched(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "stage_module", module)
     patch.setattr(run, "check_staged", lambda *_: {})  # rows of small stages; the rules have tests of their own
     patch.setattr(run, "_warm_up_checks", lambda *_: None)
-    patch.setattr(run.gate, "decided", lambda env, recipe, result: result)
+    patch.setattr(run.gate, "decided", lambda env, recipe, result, **_: result)
 
 
 def land(env: Environment) -> None:

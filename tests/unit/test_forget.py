@@ -258,7 +258,7 @@ def effects(monkeypatch, stop_before: int | None) -> list[str]:
 def ended(env: Environment) -> None:
     """Attempts that this process left open look as those of a killed process do."""
     for file in (env.home / "attempts").glob("*.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"process_started_at": 0.0}))
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"process_started_at": ""}))
 
 
 @pytest.fixture(scope="module")

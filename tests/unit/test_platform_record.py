@@ -14,6 +14,7 @@ import pytest
 
 from jobs.contract import MoelineError
 from jobs.services.platform import ports, record
+from jobs.services.process_identity import started
 
 
 def test_record_is_private_and_survives_being_cut_short(tmp_path):
@@ -36,9 +37,19 @@ def test_own_process_is_recognised():
     assert record.is_same_process(record.identity(os.getpid()))
 
 
-@pytest.mark.parametrize("change", [{"create_time": 1.0}, {"boot_id": "another boot"}, {"pid": None}, {"create_time": None}])
+@pytest.mark.parametrize("change", [{"started": "1"}, {"started": f"another boot {started(os.getpid()).split()[-1]}"}, {"pid": None}, {"started": None}])
 def test_process_with_the_same_number_is_not_the_same_process(change):
     assert not record.is_same_process({**record.identity(os.getpid()), **change})
+
+
+def test_it_is_the_same_process_after_the_clock_was_set(monkeypatch):
+    """psutil reckons start times from the boot time, and that from the clock of now."""
+    entry, before = record.identity(os.getpid()), psutil.Process().create_time()
+    day = psutil.boot_time() + 86_400
+    monkeypatch.setattr(psutil._pslinux if hasattr(psutil, "_pslinux") else psutil, "boot_time", lambda: day)
+    monkeypatch.setattr(psutil._pslinux, "BOOT_TIME", day, raising=False)
+    assert psutil.Process().create_time() != before, "psutil is fooled, or this test tests nothing"
+    assert record.is_same_process(entry)
 
 
 def test_ended_process_is_not_running_even_before_it_is_collected():

@@ -172,7 +172,7 @@ def test_killed_supervisor_takes_its_services_along_and_leftovers_go_at_the_next
 def test_down_never_touches_a_process_that_got_a_recorded_number(env):
     env.home.mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True, cwd="/") as stranger:
-        stale = {"pid": stranger.pid, "create_time": 1.0, "boot_id": record.boot_id()}
+        stale = {"pid": stranger.pid, "started": "1", "boot_id": record.boot_id()}
         service = {**stale, "state": "healthy", "once": False, "restarts": 0, "started_at": 1.0, "health": {}, "log": "", "exit_code": None}
         record.write_record(env.home, {"supervisor": stale, "services": {"a": service}, "addresses": {"mlflow_uri": "http://127.0.0.1:1"}})
         platform.down(env, echo=lambda text: None)

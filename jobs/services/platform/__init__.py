@@ -20,7 +20,8 @@ from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
 from jobs.services.platform.ports import is_taken
 from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
-from jobs.services.platform.record import boot_id, is_same_process, locked, read_record, write_private, write_record
+from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
+from jobs.services.process_identity import boot_id
 
 __all__ = ["client_environment", "down", "render_status", "status", "up"]
 

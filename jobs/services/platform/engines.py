@@ -76,7 +76,9 @@ def ray_environment(env: Environment) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_metrics_collection": "0",  # its page of figures is the one port of Ray that asks for no token
+        # Its two pages of figures are the ports of Ray that ask for no token. The second has no switch: a number that is no port keeps it shut.
+        "RAY_enable_metrics_collection": "0",
+        "DASHBOARD_METRIC_PORT": "65536",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 lets every idle service of the same machine push a training of two threads aside
     }

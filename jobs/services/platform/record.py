@@ -17,8 +17,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import PLATFORM_FILE
-
-_START_TIME_TOLERANCE_SECONDS = 0.05  # psutil computes start times from clock ticks
+from jobs.services.process_identity import boot_id, is_running, started
 
 
 def write_private(path: Path, text: str) -> None:
@@ -59,35 +58,14 @@ def write_record(home: Path, record: dict[str, Any]) -> None:
     write_private(home / PLATFORM_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def boot_id() -> str:
-    """A text that changes with every boot of the machine (empty where the kernel offers none)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def identity(pid: int) -> dict[str, Any]:
-    """What identifies a process for good: a pid alone is used again by the kernel."""
-    import psutil
-
-    return {"pid": pid, "create_time": psutil.Process(pid).create_time(), "boot_id": boot_id()}
+    """What identifies a process for good."""
+    return {"pid": pid, "started": started(pid), "boot_id": boot_id()}
 
 
 def is_same_process(entry: dict[str, Any] | None) -> bool:
     """Whether the recorded process is still running, and is not another one that got its pid."""
-    import psutil
-
-    if not entry or not entry.get("pid") or entry.get("create_time") is None:
-        return False
-    if entry.get("boot_id", "") != boot_id():
-        return False
-    try:
-        process = psutil.Process(int(entry["pid"]))
-        same = abs(process.create_time() - float(entry["create_time"])) < _START_TIME_TOLERANCE_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return bool(entry and entry.get("pid")) and is_running(int(entry["pid"]), entry.get("started") or "")
 
 
 @contextlib.contextmanager

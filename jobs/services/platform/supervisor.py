@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 
 from jobs.services.platform.processes import adopt_orphans, descendants, die_with_parent, end, send
-from jobs.services.platform.record import boot_id, identity, locked, write_record
+from jobs.services.platform.record import identity, locked, write_record
 from jobs.services.platform.service import Service, probe
 from jobs.services.platform.uptime import Uptime
+from jobs.services.process_identity import boot_id, started
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = "supervisor.lock"
@@ -46,8 +47,9 @@ class Supervised:
     service: Service
     state: str = "waiting"
     pid: int | None = None
-    create_time: float | None = None
-    started_at: float = 0.0
+    started: str = ""
+    started_at: float = 0.0  # seconds since the epoch, to tell; all other times are monotonic
+    began: float = 0.0
     next_start: float = 0.0
     next_probe: float = 0.0
     healthy_since: float | None = None
@@ -66,7 +68,7 @@ class Supervised:
     def to_json(self) -> dict[str, Any]:
         service = self.service
         return {
-            "pid": self.pid, "create_time": self.create_time, "boot_id": boot_id(), "state": self.state, "port": service.port, "url": service.url,
+            "pid": self.pid, "started": self.started, "boot_id": boot_id(), "state": self.state, "port": service.port, "url": service.url,
             "health": dict(service.health), "log": service.log, "restarts": self.restarts, "exit_code": self.exit_code, "started_at": self.started_at,
             "once": service.once,
         }  # fmt: skip
@@ -103,8 +105,8 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._collect()
-        now = time.time()
-        self.uptime.beat(now=now)
+        now = time.monotonic()  # as everywhere here: the clock may be set
+        self.uptime.beat()
         for one in self.all.values():
             if self.stopping:
                 return
@@ -112,7 +114,7 @@ class Supervisor:
                 self._start(one)
             elif one.pid is not None and not one.service.once and now >= one.next_probe:
                 self._probe(one)
-            if one.state == "starting" and now - one.started_at > one.service.start_seconds:
+            if one.state == "starting" and now - one.began > one.service.start_seconds:
                 print(f"{one.service.name}: not healthy after {one.service.start_seconds:.0f} s, ending it", flush=True)
                 self._kill(one)
         if self.changed:
@@ -132,16 +134,15 @@ class Supervisor:
             print(f"{service.name}: cannot be started: {error}", flush=True)
             self._ended(one, 127)
             return
-        one.pid, one.started_at, one.exit_code = process.pid, time.time(), None
-        with contextlib.suppress(psutil.Error):
-            one.create_time = psutil.Process(process.pid).create_time()
+        one.pid, one.started_at, one.began, one.exit_code = process.pid, time.time(), time.monotonic(), None
+        one.started = started(process.pid)
         process.returncode = 0  # children are collected in one place, below; without this Popen would complain that this one still runs
         one.healthy_since = one.failing_since = None
-        one.next_probe = one.started_at + _PROBE_EVERY_SECONDS["starting"]
+        one.next_probe = one.began + _PROBE_EVERY_SECONDS["starting"]
         self._set(one, "starting")
 
     def _probe(self, one: Supervised) -> None:
-        answer, now = probe(one.service.health, one.started_at), time.time()
+        answer, now = probe(one.service.health, one.started_at), time.monotonic()
         if answer is True:
             one.failing_since = None
             one.healthy_since = one.healthy_since or now
@@ -191,7 +192,7 @@ class Supervisor:
         pause = min(2.0 ** (one.failures - 1), _LONGEST_BACK_OFF_SECONDS)
         print(f"{service.name}: ended with {code}, starting it again in {pause:.0f} s", flush=True)
         one.restarts += 1
-        one.next_start = time.time() + pause
+        one.next_start = time.monotonic() + pause
         self._set(one, "backing-off")
 
     def _end_orphans(self) -> None:
@@ -215,7 +216,7 @@ class Supervisor:
 
     def _press_to_stop(self, one: Supervised) -> None:
         """Ask the service; later ask all it started too (a scheduler waits for its tasks, and they write their cost on the way out); then kill."""
-        now = time.time()
+        now = time.monotonic()
         if one.pid is None or now < one.stop_deadline:
             return
         if one.stop_stage == 0:

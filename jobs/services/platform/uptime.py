@@ -25,7 +25,7 @@ class Uptime:
 
     def beat(self, *, now: float | None = None) -> None:
         now = time.time() if now is None else now
-        if now - self._last >= _BEAT_SECONDS:
+        if abs(now - self._last) >= _BEAT_SECONDS:  # the clock may be set back
             self._last = now
             try:
                 os.utime(self._file, (now, now))
