@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,9 @@ def test_no_unsafe_calls():
     pattern = re.compile(r"shell=True|\bpickle\.loads?\(|(?<![.\w])eval\(|\bexec\(|torch\.load\((?!.*weights_only=True)|yaml\.load\(")
     unsafe = [f"{f.relative_to(ROOT)}:{n}: {line.strip()}" for f in SOURCES for n, line in enumerate(f.read_text().splitlines(), 1) if pattern.search(line)]
     assert unsafe == []
+
+
+def test_no_two_test_modules_have_one_name():
+    """pytest collects the second of them as an error, and only when both are collected."""
+    names = Counter(path.name for path in (REPO / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
