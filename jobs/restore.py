@@ -95,9 +95,8 @@ def _beside(env: Environment) -> Any:
     home = _unfinished(env.home)
     moved = {name: place for name, place in places(env).items() if name != "home"}
     built = {name: home / place.relative_to(env.home) if place.is_relative_to(env.home) else _unfinished(place) for name, place in moved.items()}
-    moves = [(built[name], place) for name, place in moved.items() if not place.is_relative_to(env.home)] + [
-        (home, env.home)
-    ]  # the home last: it makes the rest one
+    moves = [(built[name], place) for name, place in moved.items() if not place.is_relative_to(env.home)]
+    moves.append((home, env.home))  # last: it makes the rest a home
     locks = []
     try:
         for made, _ in moves:

@@ -45,7 +45,7 @@ class AccountsAuthManager(SimpleAuthManager):
         BaseAuthManager.init(self)  # without the simple one's own password file
 
     def deserialize_user(self, token: dict[str, Any]) -> AccountUser:
-        """Raises KeyError or ValueError, which Airflow answers with 401, for an account that is gone or whose sessions were ended."""
+        """Raises KeyError or ValueError, which Airflow answers with a refusal, for an account that is gone or whose sessions were ended."""
         account = accounts.read(_file())[token["sub"]]
         if account.session != token["session"]:
             raise ValueError("the sessions of this account were ended")

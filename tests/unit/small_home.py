@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs import backup, restore
 from jobs.contract import StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import delta, results
 
 DAYS = ("2026-01-01", "2026-01-02")
+NEWEST = {DAYS[0]: 5, DAYS[1]: 2}  # rows by day of the table fingerprints, at its newest version
 
 
 def publish(env: Environment, day: str, rows: int) -> TableVersion:
@@ -82,4 +84,14 @@ def make(folder: Path) -> Environment:
         database.execute("CREATE TABLE experiments (name TEXT, artifact_location TEXT)")
         places = [f"{(env.artifacts / 'mlflow').as_uri()}", "mlflow-artifacts:/1", f"{env.artifacts.as_uri()}-of-another/mlflow"]
         database.executemany("INSERT INTO experiments VALUES ('e', ?)", [(place,) for place in places])
+    return env
+
+
+def taken(env: Environment, **options) -> Path:
+    return Path(backup.backup(env, env.home.parent / "backups", **options)["folder"])
+
+
+def put_back(folder: Path, name: str = "new") -> Environment:
+    env = Environment.load("local", folder.parent.parent / "elsewhere" / name)
+    restore.restore(env, folder)
     return env
