@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   moeline compare v1 champion                      paired, on the items both answered
   moeline propose champion --as-recipe more-docs   what to train on next, priced, as a recipe
   moeline forget DOC_ID                            delete a document everywhere; who trained on it
+  moeline gc                                       what killed processes left behind goes
   moeline backup FOLDER                            all of it, while it runs; moeline restore brings it back
   moeline forecast fit --runs runs.csv --target 13B,5T
   moeline report --json                            runs by cost and accuracy
@@ -302,9 +303,10 @@ def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_groups(commands: Any) -> None:
     """Commands declared where they are defined, and those that have actions of their own."""
-    from jobs import backup_command, costs_command, gauntlet_data, model_command, users_command
+    from jobs import backup_command, costs_command, gauntlet_data, gc_command, model_command, users_command
 
-    backup_command.add_to(commands, _leaf)
+    for module in (backup_command, gc_command):
+        module.add_to(commands, _leaf)
     for name, module, about in (
         ("gauntlet", gauntlet_data, "Foundry's evaluation data: fetch it, check it."), ("costs", costs_command, costs_command.ABOUT),
         ("model", model_command, model_command.ABOUT), ("users", users_command, users_command.ABOUT),

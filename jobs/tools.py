@@ -25,9 +25,20 @@ def locked(env: Environment, name: str) -> Iterator[None]:
     """Hold a lock other processes of this home respect; the kernel releases it when the holder dies."""
     file = env.home / "locks" / f"{name.replace('/', '--')}.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(file, "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if is_file_of(file, handle.fileno()):  # else `moeline gc` removed it before it was held: another process would lock another file
+                yield
+                return
+
+
+def is_file_of(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that ``path`` names now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 class StageTools:

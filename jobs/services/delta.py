@@ -6,12 +6,14 @@ names, so it copies nothing and its cost does not grow with the rows. Spark read
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import fcntl
 import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +89,24 @@ def create_if_missing(env: Environment, name: str) -> deltalake.DeltaTable:
     raise MoelineError(f"Could not create table {name} at {uri(env, name)}.")
 
 
+@contextlib.contextmanager
+def unseen_files(env: Environment, name: str, *, remove: bool = False) -> Iterator[bool]:
+    """Held from the first file of a commit to the commit itself, by any number of writers; with ``remove`` by one process that no writer may be beside.
+
+    Gives whether it is held: with ``remove`` it does not wait, and then every file that no commit names was left by a dead process. The kernel
+    ends it with its holder.
+    """
+    folder = env.warehouse / "_locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if remove else fcntl.LOCK_SH)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def latest(env: Environment, name: str) -> TableVersion | None:
     """Newest version of a table, or None when it has never been written."""
     table = open_table(env, name)
@@ -121,23 +141,28 @@ def publish(
     ``metadata`` (run key, code revision, ...) is stored as the commit's userMetadata. With ``expected`` the commit happens only if
     the table still is at that version (0: created, no rows yet), else CommitConflict.
     """
+    with unseen_files(env, name):
+        create_if_missing(env, name)
+        actions = _add_actions(Path(uri(env, name)), TABLES[name], partition_value, staged)
+        return _replace(env, name, actions, partition_value, {"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, expected)
+
+
+def _replace(
+    env: Environment, name: str, actions: list[Any], partition_value: str, metadata: dict[str, str], expected: TableVersion | None
+) -> TableVersion:  # fmt: skip
     from deltalake import CommitProperties, Transaction
     from deltalake.exceptions import CommitFailedError
 
-    table = TABLES[name]
-    current = create_if_missing(env, name)
-    app_id = f"{name}/{partition_value}"
-    actions = _add_actions(Path(uri(env, name)), table, partition_value, staged)
+    table, app_id = TABLES[name], f"{name}/{partition_value}"
     for _ in range(_ATTEMPTS):
+        current = create_if_missing(env, name)
         if expected is not None and current.version() != expected.version:
             raise CommitConflict(f"{name} moved from {expected} to {name}@{current.version()} while this attempt was computing. Run the stage again.")
         # One application id per table and partition, its version rising with every attempt: a date as version would make
         # Delta silently skip backfills of earlier days.
         read = current.version()
         txn = Transaction(app_id, (current.transaction_version(app_id) or 0) + 1)
-        properties = CommitProperties(
-            custom_metadata={"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, max_commit_retries=0, app_transactions=[txn]
-        )
+        properties = CommitProperties(custom_metadata=metadata, max_commit_retries=0, app_transactions=[txn])
         try:
             current.create_write_transaction(
                 actions, "overwrite", arrow_schema(table), [table.partition], [(table.partition, "=", partition_value)], commit_properties=properties
@@ -146,9 +171,7 @@ def publish(
             # back from a version it read earlier, so under concurrent commits it names the wrong one).
             return TableVersion(name, read + 1)
         except CommitFailedError:
-            # Another partition was committed first. Ours is replaced as a whole, so committing on top of it is always right.
-            time.sleep(0.02)
-            current = create_if_missing(env, name)
+            time.sleep(0.02)  # another partition was committed first; ours is replaced as a whole, so committing on top of it is always right
     raise CommitConflict(f"{name}: {_ATTEMPTS} commits in a row lost the race. Run fewer days at once (backfill_max_active_runs).")
 
 
@@ -170,7 +193,8 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
         transactions = [Transaction(once, 1)]
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
     properties = CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS)
-    write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
+    with unseen_files(env, name):
+        write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
 
 
 def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:

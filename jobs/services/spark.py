@@ -35,7 +35,8 @@ def spark_conf(env: Environment) -> dict[str, str]:
         "spark.master": f"local[{services.get('spark_cores', 2)}]",
         "spark.jars": ",".join(map(str, jars)),
         "spark.driver.memory": str(services.get("spark_driver_memory", "2g")),
-        "spark.driver.extraJavaOptions": str(services.get("spark_java_options", "")),
+        # Unpacked native libraries and artifacts of a killed JVM stay where `moeline gc` finds them, not in everybody's temporary folder.
+        "spark.driver.extraJavaOptions": f'{services.get("spark_java_options", "")} "-Djava.io.tmpdir={env.home / "spark" / "local"}"'.strip(),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         # Or anybody on the machine could read and write blocks; a local engine makes its own secret (Spark's security page).

@@ -20,9 +20,9 @@ DAYS = ("2026-01-01", "2026-01-02")
 NEWEST = {DAYS[0]: 5, DAYS[1]: 2}  # rows by day of the table fingerprints, at its newest version
 
 
-def publish(env: Environment, day: str, rows: int) -> TableVersion:
-    """Replace a day of the table ``fingerprints``."""
-    folder = env.warehouse / "_staging" / f"{day}-{rows}-{os.urandom(4).hex()}"
+def publish(env: Environment, day: str, rows: int, staging: Path | None = None) -> TableVersion:
+    """Replace a day of the table ``fingerprints``, by way of a folder in ``staging`` (default: that of no attempt)."""
+    folder = (staging or env.warehouse / "_staging") / f"{day}-{rows}-{os.urandom(4).hex()}"
     folder.mkdir(parents=True)
     columns = {"band": pa.array(range(rows), pa.int32()), "hash": pa.array(range(rows), pa.int64()), "doc_id": [str(k) for k in range(rows)]}
     pq.write_table(pa.table(columns), folder / "part-0.parquet")

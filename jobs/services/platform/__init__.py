@@ -23,7 +23,7 @@ from jobs.services.platform.processes import MARK, end, leftovers, send, wait_un
 from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
 from jobs.services.process_identity import boot_id
 
-__all__ = ["client_environment", "down", "render_status", "status", "up"]
+__all__ = ["client_environment", "down", "reap", "render_status", "status", "up"]
 
 _UP_SECONDS = 600.0  # a quiet machine needs less than a tenth of it
 _DOWN_SECONDS = 90.0
@@ -201,6 +201,13 @@ def _wait_until_healthy(home: Path, record: dict[str, Any], echo: Callable[[str]
 def ports_lost(record: dict[str, Any]) -> list[str]:
     """Ports of services, all of which are stopped, that somebody listens on all the same."""
     return [f"port {entry['port']} of {name}" for name, entry in record.get("services", {}).items() if entry.get("port") and is_taken(entry["port"])]
+
+
+def reap(env: Environment) -> int:
+    """End what the platform of this home left running, if its supervisor is gone; how many processes there were."""
+    with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60):
+        record = read_record(env.home)
+        return 0 if is_same_process(record.get("supervisor")) else _reap(env.home, record)
 
 
 def _reap(home: Path, record: dict[str, Any]) -> int:

@@ -1,0 +1,191 @@
+"""moeline gc: what killed processes left behind goes, and nothing that anybody uses: no row, no version, no model, no record.
+
+Whether something is used is asked of what cannot be out of date: a file lock, which the kernel drops with its holder, or the table's own log. Only
+temporary files have no such owner; they go when they are older than anybody takes to write one.
+Change here: what is left behind, and how it is told from what is in use. Not here: the command (gc_command.py), older versions of tables (purge.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expectations.tables import TABLES
+from jobs.environment import Environment
+from jobs.purge import running_attempts
+from jobs.services import delta, ledger, table_files
+from jobs.services.training import LOCK
+from jobs.tools import is_file_of
+
+HOUR = 3600.0
+_LOG_FILE = re.compile(r"\d{20}\.(json|crc|checkpoint(\.\d+\.\d+)?\.parquet)|_last_checkpoint")
+# What write_whole, write_private, the sample corpus and the training data call a file until it is whole.
+_TEMPORARY = re.compile(r"\..+\.tmp|\.(.+\.)?[0-9a-f]{32}|\.(platform|plan|passwords|users|server|token|password|log4j2)\b.*\.[a-z0-9_]{8}|[0-9a-f]{32}\.tmp")
+_OF_ONE_WORK = ("run--", "artifact--")  # locks whose number grows with the work done
+
+
+@dataclass
+class Found:
+    """What goes (``bytes`` and number by kind) and what stays for a reason. With ``dry_run`` it is only counted."""
+
+    dry_run: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    kept: list[str] = field(default_factory=list)
+
+    def remove(self, kind: str, path: Path) -> None:
+        size = _size(path)
+        if not self.dry_run:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.bytes += size
+
+
+def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool = False) -> dict[str, Any]:
+    """Charge dead attempts, end orphaned processes, remove what dead processes left; returns the numbers by kind, ``bytes`` and ``kept`` (reasons).
+
+    ``older_than_seconds``: age from which a temporary file is nobody's any more. Safe beside everything else, twice, and killed at any moment.
+    """
+    from jobs.services import platform
+
+    found = Found(dry_run)
+    if not dry_run:
+        if charged := ledger.reconcile(env):
+            found.counts["attempts charged"] = len(charged)
+        if ended := platform.reap(env):
+            found.counts["processes ended"] = ended
+    _working_folders(env, found)
+    for name in TABLES:
+        _unnamed_files(env, name, found)
+    _checkpoints(env, found)
+    _temporary_files(env, found, time.time() - older_than_seconds if older_than_seconds else float("inf"))
+    _locks(env, found)
+    _spark_scratch(env, found)
+    return {"counts": found.counts, "bytes": found.bytes, "kept": found.kept, "dry_run": dry_run}
+
+
+def _working_folders(env: Environment, found: Found) -> None:
+    """Staged rows and scratch space of attempts that no process runs any more. An attempt is in the journal before it has a folder."""
+    folders = _entries(env.warehouse / "_staging")
+    running = {str(attempt["attempt_id"]) for attempt in running_attempts(env)}
+    forgetting = [folder for folder in folders if folder.name.startswith("forget-")]
+    with _not_in_use(env.home / "locks" / "forget.lock") as free:
+        for folder in folders:
+            if folder.name in running:
+                found.kept.append(f"{folder.name} of _staging: its attempt runs")
+            elif folder in forgetting and not free:
+                found.kept.append(f"{folder.name} of _staging: `moeline forget` is at work")
+            else:
+                found.remove("working folders", folder)
+
+
+def _unnamed_files(env: Environment, name: str, found: Found) -> None:
+    """Files in a table's folder that no commit names."""
+    root = Path(delta.uri(env, name))
+    if not root.is_dir():
+        return
+    with delta.unseen_files(env, name, remove=True) as alone:
+        if not alone:
+            found.kept.append(f"files of {name} that no commit names: it is being written")
+            return
+        newest = table_files.newest(root)
+        named = set() if newest is None else newest.live | newest.older
+        for file in (file for file in sorted(root.rglob("*")) if file.is_file()):
+            relative = file.relative_to(root)
+            if relative.parts[0] == table_files.LOG:
+                if not _LOG_FILE.fullmatch(file.name):
+                    found.remove("unfinished commits", file)
+            elif relative.as_posix() not in named:
+                found.remove("rows never published", file)
+
+
+def _checkpoints(env: Environment, found: Found) -> None:
+    """Unfinished checkpoints of trainings that nobody runs."""
+    unfinished: dict[Path, list[Path]] = {}
+    for folder in sorted(env.artifacts.rglob(".unfinished-*")):
+        unfinished.setdefault(folder.parent, []).append(folder)
+    for parent, folders in unfinished.items():
+        lock = next((place / LOCK for place in (parent, parent.parent) if (place / LOCK).exists()), parent / LOCK)
+        with _not_in_use(lock) as free:
+            if not free:
+                found.kept.append(f"the unfinished checkpoint in {os.path.relpath(parent, env.home)}: its training runs")
+                continue
+            for folder in folders:
+                found.remove("unfinished checkpoints", folder)
+
+
+def _temporary_files(env: Environment, found: Found, before: float) -> None:
+    roots = [env.artifacts, *(env.warehouse / name for name in ("_results", "_forgotten"))]
+    roots += [env.home / name for name in ("attempts", "progress", "recipes", "airflow", "spark", "mlflow", "ray")]
+    files = [file for root in roots if root.is_dir() for file in root.rglob("*") if _TEMPORARY.fullmatch(file.name) and file.is_file()]
+    files += [file for file in _entries(env.home) if _TEMPORARY.fullmatch(file.name)]
+    files += [file for file in _entries(Path(tempfile.gettempdir()), "moeline-model-*") if file.lstat().st_uid == os.geteuid()]
+    for file in dict.fromkeys(files):
+        with contextlib.suppress(FileNotFoundError):
+            if file.lstat().st_mtime <= before:
+                found.remove("temporary files", file)
+            else:
+                found.kept.append(f"{os.path.relpath(file, env.home)}: too young to be nobody's")
+
+
+def _locks(env: Environment, found: Found) -> None:
+    """Lock files of single pieces of work that nobody holds; who waits for one notices that it is gone (tools.locked)."""
+    for file in _entries(env.home / "locks"):
+        if file.name.startswith(_OF_ONE_WORK):
+            with _not_in_use(file) as free:
+                if free:
+                    found.remove("locks", file)
+
+
+def _spark_scratch(env: Environment, found: Found) -> None:
+    """Scratch folders of Spark: nobody's once no engine can be running."""
+    from jobs.services import platform
+
+    folders = _entries(env.home / "spark" / "local")
+    if folders and (platform.status(env)["running"] or running_attempts(env)):
+        found.kept.append("Spark's scratch folders: the platform or a stage runs")
+        return
+    for folder in folders:
+        found.remove("Spark's scratch folders", folder)
+
+
+@contextlib.contextmanager
+def _not_in_use(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds the lock; until the end nobody can. A lock without a file is nobody's, and is not made."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield is_file_of(lock, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(folder.glob(pattern))
+
+
+def _size(path: Path) -> int:
+    files: Iterable[Path] = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.lstat().st_size if not file.is_dir() or file.is_symlink() else 0
+    return total
