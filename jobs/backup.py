@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, table_files
+from jobs.services import backup_folder, locks, table_files
 from jobs.services.backup_folder import Progress, Unfinished, in_words, regular_files
 
 BY_HAND = "mlflow-by-hand.db"
@@ -43,9 +43,7 @@ def backup(env: Environment, to: Path, *, landing: bool = True, echo: Echo = lam
     _refuse_place(env, to)
     echo(f"Copying {env.home} to {to}")
     # A document that is being forgotten leaves results, tables and files in several steps; a copy between them would bring half of it back.
-    with locked(
-        env.home / "locks" / "forget.lock", timeout_seconds=_FORGET_SECONDS, waiting=lambda: echo("Waiting for `moeline forget` or another backup to end.")
-    ):
+    with locked(locks.file_of(env, "forget"), timeout_seconds=_FORGET_SECONDS, waiting=lambda: echo("Waiting for `moeline forget` or another backup to end.")):
         progress = Progress(_expected_bytes(env, zone), echo)
         with Unfinished(to, progress) as unfinished:
             _refuse_if_full(unfinished.folder, progress.total)

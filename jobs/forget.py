@@ -20,8 +20,8 @@ from jobs.config import PREPARE_STAGES, Recipe
 from jobs.contract import MoelineError
 from jobs.environment import Environment
 from jobs.services import landing, results, tombstones
+from jobs.services.locks import locked
 from jobs.services.tombstones import Request
-from jobs.tools import locked
 
 ABOUT = "Forget a document on request: it leaves every table, older versions included, and every future training set; the trainings that saw it are listed."
 _SHOWN = 10

@@ -8,13 +8,12 @@ Change here: what is left behind, and how it is told from what is in use. Not he
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ from typing import Any
 from expectations.tables import TABLES
 from jobs.environment import Environment
 from jobs.purge import running_attempts
-from jobs.services import delta, ledger, table_files
+from jobs.services import delta, ledger, locks, table_files
 from jobs.services.training import LOCK
-from jobs.tools import is_file_of
+from jobs.tools import attempt_lock
 
 HOUR = 3600.0
 _LOG_FILE = re.compile(r"\d{20}\.(json|crc|checkpoint(\.\d+\.\d+)?\.parquet)|_last_checkpoint")
 # What write_whole, write_private, the sample corpus and the training data call a file until it is whole.
 _TEMPORARY = re.compile(r"\..+\.tmp|\.(.+\.)?[0-9a-f]{32}|\.(platform|plan|passwords|users|server|token|password|log4j2)\b.*\.[a-z0-9_]{8}|[0-9a-f]{32}\.tmp")
-_OF_ONE_WORK = ("run--", "artifact--")  # locks whose number grows with the work done
+_OF_ONE_WORK = ("run--", "artifact--", "attempt--")  # locks whose number grows with the work done
 
 
 @dataclass
@@ -75,18 +74,14 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
 
 
 def _working_folders(env: Environment, found: Found) -> None:
-    """Staged rows and scratch space of attempts that no process runs any more. An attempt is in the journal before it has a folder."""
-    folders = _entries(env.warehouse / "_staging")
-    running = {str(attempt["attempt_id"]) for attempt in running_attempts(env)}
-    forgetting = [folder for folder in folders if folder.name.startswith("forget-")]
-    with _not_in_use(env.home / "locks" / "forget.lock") as free:
-        for folder in folders:
-            if folder.name in running:
-                found.kept.append(f"{folder.name} of _staging: its attempt runs")
-            elif folder in forgetting and not free:
-                found.kept.append(f"{folder.name} of _staging: `moeline forget` is at work")
-            else:
+    """Staged rows and scratch space that no process works in any more. An attempt holds its lock before it has a folder."""
+    for folder in _entries(env.warehouse / "_staging"):
+        lock = locks.held_file(env, "forget") if folder.name.startswith("forget-") else locks.file_of(env, attempt_lock(folder.name))
+        with locks.not_in_use(lock) as free:
+            if free:
                 found.remove("working folders", folder)
+            else:
+                found.kept.append(f"{folder.name} of _staging: it is being worked in")
 
 
 def _unnamed_files(env: Environment, name: str, found: Found) -> None:
@@ -94,7 +89,7 @@ def _unnamed_files(env: Environment, name: str, found: Found) -> None:
     root = Path(delta.uri(env, name))
     if not root.is_dir():
         return
-    with delta.unseen_files(env, name, remove=True) as alone:
+    with locks.not_in_use(locks.held_file(env, delta.writers_lock(name))) as alone:
         if not alone:
             found.kept.append(f"files of {name} that no commit names: it is being written")
             return
@@ -116,7 +111,7 @@ def _checkpoints(env: Environment, found: Found) -> None:
         unfinished.setdefault(folder.parent, []).append(folder)
     for parent, folders in unfinished.items():
         lock = next((place / LOCK for place in (parent, parent.parent) if (place / LOCK).exists()), parent / LOCK)
-        with _not_in_use(lock) as free:
+        with locks.not_in_use(lock) as free:
             if not free:
                 found.kept.append(f"the unfinished checkpoint in {os.path.relpath(parent, env.home)}: its training runs")
                 continue
@@ -139,10 +134,10 @@ def _temporary_files(env: Environment, found: Found, before: float) -> None:
 
 
 def _locks(env: Environment, found: Found) -> None:
-    """Lock files of single pieces of work that nobody holds; who waits for one notices that it is gone (tools.locked)."""
-    for file in _entries(env.home / "locks"):
+    """Lock files of single pieces of work that nobody holds; who waits for one notices that it is gone (locks.locked)."""
+    for file in _entries(locks.file_of(env, "any").parent):
         if file.name.startswith(_OF_ONE_WORK):
-            with _not_in_use(file) as free:
+            with locks.not_in_use(file) as free:
                 if free:
                     found.remove("locks", file)
 
@@ -157,25 +152,6 @@ def _spark_scratch(env: Environment, found: Found) -> None:
         return
     for folder in folders:
         found.remove("Spark's scratch folders", folder)
-
-
-@contextlib.contextmanager
-def _not_in_use(lock: Path) -> Iterator[bool]:
-    """Whether nobody holds the lock; until the end nobody can. A lock without a file is nobody's, and is not made."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield is_file_of(lock, descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _entries(folder: Path, pattern: str = "*") -> list[Path]:

@@ -17,7 +17,8 @@ from jobs.contract import CheckFailed, CommitConflict, MoelineError, StageOutput
 from jobs.environment import Environment
 from jobs.inputs import Inputs
 from jobs.services import delta, results
-from jobs.tools import StageTools, locked
+from jobs.services.locks import locked
+from jobs.tools import StageTools
 
 _ROW_GROUP = 2000  # a page of one task's answers opens the groups that hold it: 22 ms instead of 119 (40,000 answers, 20 tasks), the file no larger
 _PANDAS_CHECK_BYTES = 512 << 20  # above this the checks run in Spark, where the rows do not have to fit this process

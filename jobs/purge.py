@@ -20,9 +20,10 @@ from jobs.config import WRITERS
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
 from jobs.seen_by import days_read
-from jobs.services import delta, ledger, results
+from jobs.services import delta, ledger, locks, results
 from jobs.services.tombstones import Request
 from jobs.stale import is_without_forgotten
+from jobs.tools import attempt_lock
 
 _QUOTING = {"text", "tokens"}  # columns that hold what a document says, not which it is
 _NAMELESS = {"quarantine", "benchmark_items"}  # may hold a document's text without naming it: no older version of its days stays
@@ -229,10 +230,10 @@ def remove(env: Environment, files: Iterable[Path]) -> int:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file)
             removed += 1
-    running = {str(attempt["attempt_id"]) for attempt in running_attempts(env)}
     for folder in (env.warehouse / "_staging").glob("*"):
-        if folder.name not in running:
-            shutil.rmtree(folder, ignore_errors=True)
+        with locks.not_in_use(locks.file_of(env, attempt_lock(folder.name))) as abandoned:
+            if abandoned:
+                shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 

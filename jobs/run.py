@@ -28,7 +28,8 @@ from jobs.environment import Environment
 from jobs.inputs import Inputs, parse_versions, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
 from jobs.services import configs, ledger, results
-from jobs.tools import StageTools, locked, process_name
+from jobs.services.locks import locked
+from jobs.tools import StageTools, process_name
 
 EXIT_REFUSED = 3
 

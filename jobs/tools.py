@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,8 @@ from jobs.contract import StageResult, TableVersion
 from jobs.environment import Environment
 from jobs.services import results
 from jobs.services.ledger import Running
+from jobs.services.locks import locked
 from jobs.services.results import write_whole
-
-
-@contextmanager
-def locked(env: Environment, name: str) -> Iterator[None]:
-    """Hold a lock other processes of this home respect; the kernel releases it when the holder dies."""
-    file = env.home / "locks" / f"{name.replace('/', '--')}.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with open(file, "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if is_file_of(file, handle.fileno()):  # else `moeline gc` removed it before it was held: another process would lock another file
-                yield
-                return
-
-
-def is_file_of(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that ``path`` names now."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 class StageTools:
@@ -54,6 +33,8 @@ class StageTools:
         self.inputs_read: Mapping[str, str] = inputs_read or {}
         self.staging = env.warehouse / "_staging" / running.attempt.attempt_id
         self.scratch = str(self.staging / "_scratch")
+        self._held = ExitStack()
+        self._held.enter_context(locked(env, attempt_lock(running.attempt.attempt_id)))  # before there is a folder: `moeline gc` removes those of nobody
         Path(self.scratch).mkdir(parents=True, exist_ok=True)
         self.spending: Spending | None = None  # of a training; None: no budget stops it
         self._spark: Any = None
@@ -125,7 +106,7 @@ class StageTools:
         return self.env.prices.allocated(self.env.stage_resources(stage), seconds)
 
     def lock(self, name: str) -> Any:
-        """A context manager: one holder at a time among the processes of this home."""
+        """A context manager: one holder at a time among the processes of this warehouse."""
         return locked(self.env, name)
 
     def lineage(self) -> dict[str, StageResult]:
@@ -146,6 +127,12 @@ class StageTools:
         if self._spark is not None:
             self._spark.stop()
         shutil.rmtree(self.staging, ignore_errors=True)
+        self._held.close()
+
+
+def attempt_lock(attempt_id: str) -> str:
+    """Name of the lock that an attempt holds as long as its working folder is its own."""
+    return f"attempt--{attempt_id}"
 
 
 def process_name(stage: str) -> None:

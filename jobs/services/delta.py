@@ -6,20 +6,19 @@ names, so it copies nothing and its cost does not grow with the rows. Spark read
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expectations.tables import TABLES, Table
 from jobs.contract import CommitConflict, MoelineError, TableVersion
 from jobs.environment import Environment
+from jobs.services.locks import locked
 
 if TYPE_CHECKING:
     import deltalake
@@ -89,22 +88,12 @@ def create_if_missing(env: Environment, name: str) -> deltalake.DeltaTable:
     raise MoelineError(f"Could not create table {name} at {uri(env, name)}.")
 
 
-@contextlib.contextmanager
-def unseen_files(env: Environment, name: str, *, remove: bool = False) -> Iterator[bool]:
-    """Held from the first file of a commit to the commit itself, by any number of writers; with ``remove`` by one process that no writer may be beside.
+def writers_lock(name: str) -> str:
+    """Name of the lock that every writer of a table holds (shared) from the first file of a commit to the commit itself.
 
-    Gives whether it is held: with ``remove`` it does not wait, and then every file that no commit names was left by a dead process. The kernel
-    ends it with its holder.
+    While nobody holds it, a file that no commit names was left by a dead process (jobs/gc.py).
     """
-    folder = env.warehouse / "_locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if remove else fcntl.LOCK_SH)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    return f"table--{name}"
 
 
 def latest(env: Environment, name: str) -> TableVersion | None:
@@ -141,7 +130,7 @@ def publish(
     ``metadata`` (run key, code revision, ...) is stored as the commit's userMetadata. With ``expected`` the commit happens only if
     the table still is at that version (0: created, no rows yet), else CommitConflict.
     """
-    with unseen_files(env, name):
+    with locked(env, writers_lock(name), shared=True):
         create_if_missing(env, name)
         actions = _add_actions(Path(uri(env, name)), TABLES[name], partition_value, staged)
         return _replace(env, name, actions, partition_value, {"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, expected)
@@ -193,7 +182,7 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
         transactions = [Transaction(once, 1)]
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
     properties = CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS)
-    with unseen_files(env, name):
+    with locked(env, writers_lock(name), shared=True):
         write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
 
 

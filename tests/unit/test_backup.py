@@ -166,7 +166,7 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_half_there(home, monkeypa
 
 
 def test_forgetting_and_copying_take_turns(home):
-    from jobs.tools import locked
+    from jobs.services.locks import locked
 
     said: list[str] = []
     with locked(home, "forget"):

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_home
 from small_home import DAYS, write
 
-from jobs import gc, gc_command, tools
+from expectations.tables import TABLES
+from jobs import gc, gc_command
 from jobs.config import PREPARE_STAGES
 from jobs.environment import REPO, Environment
-from jobs.services import delta, ledger
+from jobs.services import delta, ledger, locks
+from jobs.tools import StageTools
 
 STRAY = {
     "working folders": ("warehouse/_staging/dead/unique_documents/part-0.parquet", "warehouse/_staging/forget-x/part-0.parquet"),
@@ -31,9 +34,11 @@ STRAY = {
         "warehouse/_results/train/.k.json.0123456789abcdef0123456789abcdef.tmp", "attempts/0123456789abcdef0123456789abcdef.tmp", ".platform.json.ab12_x9z",
         "artifacts/data/d/.0123456789abcdef0123456789abcdef", "airflow/.passwords.json.ab12_x9z",
     ),
-    "locks": ("locks/run--0123.lock", "locks/artifact--tokenizers--a--tokenizer.json.lock"),
+    "locks": ("warehouse/_locks/run--0123.lock", "warehouse/_locks/artifact--tokenizers--a--tokenizer.json.lock"),
     "Spark's scratch folders": ("spark/local/blockmgr-1/00/x", "spark/local/artifacts-2/y"),
 }  # fmt: skip
+
+STAY = {"forget.lock", *(f"{delta.writers_lock(name)}.lock" for name in TABLES)}
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def litter(env: Environment) -> list[Path]:
 
 
 def files(env: Environment) -> set[Path]:
-    return {file for file in env.home.rglob("*") if file.is_file() and "_locks" not in file.parts}
+    return {file for file in env.home.rglob("*") if file.is_file() and file.name not in STAY}
 
 
 def test_what_was_left_goes_and_nothing_else(home: Environment) -> None:
@@ -77,11 +82,12 @@ def test_a_young_temporary_file_may_be_somebodys(home: Environment) -> None:
 
 def test_what_a_writer_has_not_committed_yet_stays_and_is_named(home: Environment) -> None:
     stray = write(home.home / STRAY["rows never published"][0], "half")
-    with delta.unseen_files(home, "fingerprints"):
+    lock = delta.writers_lock("fingerprints")
+    with locks.locked(home, lock, shared=True):
         found = gc.collect(home, older_than_seconds=0)
         assert stray.exists() and "fingerprints" in " ".join(found["kept"])
-        with delta.unseen_files(home, "fingerprints") as beside:
-            assert beside, "writers do not wait for one another"
+        with locks.locked(home, lock, shared=True):
+            pass  # writers do not wait for one another
     gc.collect(home, older_than_seconds=0)
     assert not stray.exists()
 
@@ -89,16 +95,21 @@ def test_what_a_writer_has_not_committed_yet_stays_and_is_named(home: Environmen
 def test_a_running_attempt_a_running_training_and_a_held_lock_keep_theirs(home: Environment) -> None:
     attempt = ledger.Attempt(PREPARE_STAGES[0], "tiny", "k", DAYS[0], home.stage_resources("ingest"), time.time())
     running = ledger.Running(home, attempt)
-    mine = write(home.warehouse / "_staging" / attempt.attempt_id / "part-0.parquet", "rows")
+    working = StageTools(home, running)
+    mine = write(working.staging / "part-0.parquet", "rows")
     checkpoint = write(home.artifacts / "checkpoints/k1/.unfinished-9/model.safetensors", "half")
-    with open(home.artifacts / "checkpoints/k1/writer.lock") as training, tools.locked(home, "run--held"):
+    with open(home.artifacts / "checkpoints/k1/writer.lock") as training, locks.locked(home, "run--held"):
         fcntl.flock(training, fcntl.LOCK_EX)
         found = gc.collect(home, older_than_seconds=0)
-        assert mine.exists() and checkpoint.exists() and (home.home / "locks/run--held.lock").exists()
+        assert mine.exists() and checkpoint.exists() and (home.home / "warehouse/_locks/run--held.lock").exists()
     assert len(found["kept"]) == 2
+    elsewhere = Environment.load("local", home.home.parent / "another-home")
+    gc.collect(replace(elsewhere, warehouse=home.warehouse), older_than_seconds=0)
+    assert mine.exists(), "another home on the same warehouse"
+    working._held.close()  # as its death does
     running.close("succeeded")
     gc.collect(home, older_than_seconds=0)
-    assert not mine.exists() and not checkpoint.exists() and not (home.home / "locks/run--held.lock").exists()
+    assert not mine.exists() and not checkpoint.exists() and not (home.home / "warehouse/_locks/run--held.lock").exists()
 
 
 def test_who_waits_for_a_lock_that_is_removed_still_waits_for_its_holder(home: Environment) -> None:
@@ -107,7 +118,7 @@ def test_who_waits_for_a_lock_that_is_removed_still_waits_for_its_holder(home: E
     inside = threading.Event()
 
     def work(name: str) -> None:
-        with tools.locked(home, "run--x"):
+        with locks.locked(home, "run--x"):
             order.append(f"{name} in")
             inside.set()
             time.sleep(0.3)
@@ -119,7 +130,7 @@ def test_who_waits_for_a_lock_that_is_removed_still_waits_for_its_holder(home: E
     second = threading.Thread(target=work, args=("second",))
     second.start()
     time.sleep(0.1)  # it has the file open and waits
-    (home.home / "locks/run--x.lock").unlink()
+    (home.home / "warehouse/_locks/run--x.lock").unlink()
     third = threading.Thread(target=work, args=("third",))
     first.join()
     third.start()

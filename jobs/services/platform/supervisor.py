@@ -95,7 +95,7 @@ class Supervisor:
                 self._tick()
                 time.sleep(_TICK_SECONDS)
         except Exception:
-            traceback.print_exc()
+            _say(traceback.format_exc())
             raise
         finally:
             self._stop_all()
@@ -115,7 +115,7 @@ class Supervisor:
             elif one.pid is not None and not one.service.once and now >= one.next_probe:
                 self._probe(one)
             if one.state == "starting" and now - one.began > one.service.start_seconds:
-                print(f"{one.service.name}: not healthy after {one.service.start_seconds:.0f} s, ending it", flush=True)
+                _say(f"{one.service.name}: not healthy after {one.service.start_seconds:.0f} s, ending it")
                 self._kill(one)
         if self.changed:
             self._write()
@@ -131,7 +131,7 @@ class Supervisor:
                     start_new_session=True, preexec_fn=None if service.own_death_signal else lambda: die_with_parent(service.stop_signal),  # noqa: PLW1509
                 )  # fmt: skip
         except OSError as error:
-            print(f"{service.name}: cannot be started: {error}", flush=True)
+            _say(f"{service.name}: cannot be started: {error}")
             self._ended(one, 127)
             return
         one.pid, one.started_at, one.began, one.exit_code = process.pid, time.time(), time.monotonic(), None
@@ -156,7 +156,7 @@ class Supervisor:
                 one.healthy_since = None
                 self._set(one, "unhealthy")
             if now - one.failing_since > _HUNG_SECONDS:
-                print(f"{one.service.name}: no answer for {_HUNG_SECONDS:.0f} s, restarting it", flush=True)
+                _say(f"{one.service.name}: no answer for {_HUNG_SECONDS:.0f} s, restarting it")
                 self._kill(one)
         one.next_probe = now + _PROBE_EVERY_SECONDS.get(one.state, 1.0)
 
@@ -190,7 +190,7 @@ class Supervisor:
             self._set(one, "failed")
             return
         pause = min(2.0 ** (one.failures - 1), _LONGEST_BACK_OFF_SECONDS)
-        print(f"{service.name}: ended with {code}, starting it again in {pause:.0f} s", flush=True)
+        _say(f"{service.name}: ended with {code}, starting it again in {pause:.0f} s")
         one.restarts += 1
         one.next_start = time.monotonic() + pause
         self._set(one, "backing-off")
@@ -228,7 +228,7 @@ class Supervisor:
                 send(process.pid, signal.SIGTERM)
             one.stop_deadline = now + _LAST_WORDS_SECONDS
         else:
-            print(f"{one.service.name}: does not stop, ending it", flush=True)
+            _say(f"{one.service.name}: does not stop, ending it")
             self._kill(one)
             one.stop_deadline = now + 5.0
         one.stop_stage += 1
@@ -252,8 +252,15 @@ class Supervisor:
 
     def _write(self, addresses: dict[str, Any] | None = None) -> None:
         services = {name: one.to_json() for name, one in self.all.items()}
-        write_record(self.home, {"supervisor": self.me, "services": services, "addresses": self.addresses if addresses is None else addresses})
-        self.changed = False
+        with contextlib.suppress(OSError):  # the disk is full or read-only: told later; to end all services for it would be worse
+            write_record(self.home, {"supervisor": self.me, "services": services, "addresses": self.addresses if addresses is None else addresses})
+            self.changed = False
+
+
+def _say(text: str) -> None:
+    """A line in the supervisor's log, unless the disk is full."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def _open_log(path: Path) -> Any:

@@ -29,7 +29,7 @@ class Uptime:
             self._last = now
             try:
                 os.utime(self._file, (now, now))
-            except FileNotFoundError:
+            except OSError:  # the file was removed, or nothing can be written now
                 return
 
 
