@@ -19,7 +19,8 @@ import pytest
 import zstandard
 
 from expectations.tables import TABLES
-from jobs import recipes, stale
+from jobs import gc, recipes, stale
+from jobs.config import WRITERS
 from jobs.contract import StageResult
 from jobs.environment import GIVEN, REPO, Environment
 from jobs.services import delta, ledger, report
@@ -27,7 +28,7 @@ from jobs.services import delta, ledger, report
 pytestmark = pytest.mark.integration
 
 DAYS = ("2026-11-01", "2026-11-02")
-PREPARE = ("ingest", "clean", "deduplicate", "decontaminate", "pack", "summarise")
+PREPARE = ("ingest", "clean", "deduplicate")  # the later stages of a day depend on no other day; kills in all of them: tests/chaos
 VOLATILE = {"landed_at", "registered_at"}
 
 
@@ -43,21 +44,37 @@ def corpus(tmp_path_factory) -> Path:
     return landing
 
 
-@pytest.fixture
-def place(platform, corpus, tmp_path):
-    """Makes environments with their own tables on the platform's engines."""
+@pytest.fixture(scope="module")
+def place(platform, corpus, tmp_path_factory):
+    """Makes environments with their own tables on the platform's engines; ``beside``: another home on the tables of that one."""
     import shutil
 
-    def make(name: str) -> Environment:
-        toml = tmp_path / f"{name}.toml"
+    root = tmp_path_factory.mktemp("places")
+
+    def make(name: str, beside: Environment | None = None) -> Environment:
+        toml, home = root / f"{name}.toml", root / name
         addresses = {k: v for k, v in platform.platform.items() if k in GIVEN and k != "postgres_url"}
-        toml.write_text((REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items()))
-        home = tmp_path / name
-        shutil.copytree(corpus, home / "landing")
+        settings = (REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items())
+        for path in ("warehouse", "landing", "artifacts") if beside else ():
+            settings = settings.replace(f'{path} = "{path}"', f'{path} = "{beside.home / path}"')
+        toml.write_text(settings)
+        if beside is None:
+            shutil.copytree(corpus, home / "landing")
         return Environment.load(str(toml), home)
 
-    make.toml = tmp_path
     return make
+
+
+@pytest.fixture(scope="module")
+def calm(place) -> tuple[Environment, dict[str, float]]:
+    """Both days prepared undisturbed, and how long each stage takes."""
+    env, seconds = place("calm"), {}
+    for day in DAYS:
+        for stage in PREPARE:
+            started = time.monotonic()
+            run(env, stage, day)
+            seconds[stage] = time.monotonic() - started
+    return env, seconds
 
 
 def command(env: Environment, stage: str, day: str | None, *more: str) -> tuple[list[str], dict[str, str]]:
@@ -71,6 +88,11 @@ def run(env: Environment, stage: str, day: str | None = None, *more: str) -> Sta
     done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return StageResult.from_json(done.stdout.strip().splitlines()[-1])
+
+
+def start(env: Environment, stage: str, day: str | None, *more: str) -> subprocess.Popen[str]:
+    arguments, variables = command(env, stage, day, *more)
+    return subprocess.Popen(arguments, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds: float, luck: random.Random, *more: str) -> bool:
@@ -96,32 +118,48 @@ def table_rows(env: Environment, names) -> dict[str, list]:
     return found
 
 
-def test_killed_preparation_converges_to_the_undisturbed_tables(place):
-    calm, wild = place("calm"), place("wild")
-    luck = random.Random(7)
-    seconds = {}
-    for day in DAYS:
-        for stage in PREPARE:
-            started = time.monotonic()
-            run(calm, stage, day)
-            seconds[stage] = time.monotonic() - started
-    killed = 0
+def written_by(stages) -> list[str]:
+    return [name for name, stage in WRITERS.items() if stage in stages and TABLES[name].partition == "interval"]
+
+
+def test_killed_preparation_converges_to_the_undisturbed_tables(place, calm):
+    (undisturbed, seconds), wild = calm, place("wild")
+    luck, killed = random.Random(7), 0
     for day in DAYS:
         for stage in PREPARE:
             if stage in ("ingest", "deduplicate"):
                 killed += sum(kill_at_random(wild, stage, day, seconds[stage], luck) for _ in range(2))
             run(wild, stage, day)
     assert killed >= 4
-    written = [n for n, t in TABLES.items() if t.partition == "interval"]
-    assert table_rows(wild, written) == table_rows(calm, written)
+    assert table_rows(wild, written_by(PREPARE)) == table_rows(undisturbed, written_by(PREPARE))
     ledger.reconcile(wild)
     outcomes = [c["x_Outcome"] for c in report.attempts(wild)]
     # A process killed before it opened its attempt had computed nothing; every later one has its row.
     assert 1 <= outcomes.count("killed") <= killed
     assert outcomes.count("succeeded") == len(DAYS) * len(PREPARE)
-    assert {d["scope"] for d in table_rows(calm, ["duplicates"])["duplicates"]} >= {"exact_other_day"}
-    again = [run(wild, stage, day) for day in DAYS for stage in PREPARE]
+    assert {d["scope"] for d in table_rows(undisturbed, ["duplicates"])["duplicates"]} >= {"exact_other_day"}
+    again = [run(wild, stage, DAYS[-1]) for stage in PREPARE]
     assert all(r.reused for r in again), "the second time nothing is computed"
+    gc.collect(wild, older_than_seconds=0)
+    assert gc.collect(wild, older_than_seconds=0)["counts"] == {} and not [*wild.warehouse.glob("_staging/*")]
+
+
+def test_two_homes_on_one_warehouse_do_every_piece_of_work_once(place, calm):
+    """Locks belong to the warehouse: whoever comes second finds the work recorded, and neither takes the other's working folders for left behind."""
+    one = place("one")
+    homes = [one, place("two", beside=one)]
+    for day in DAYS:
+        for stage in PREPARE:
+            started = [start(env, stage, day) for env in homes]
+            while any(process.poll() is None for process in started):
+                for env in homes:
+                    gc.collect(env, older_than_seconds=3600)
+                time.sleep(0.5)
+            assert [process.returncode for process in started] == [0, 0], [process.stderr.read()[-2000:] for process in started]
+    assert table_rows(one, written_by(PREPARE)) == table_rows(calm[0], written_by(PREPARE))
+    outcomes = [c["x_Outcome"] for c in report.attempts(one)]
+    assert outcomes.count("succeeded") == len(DAYS) * len(PREPARE) and "killed" not in outcomes
+    assert [*homes[1].home.iterdir()] and not (homes[1].home / "warehouse").exists()
 
 
 def test_a_day_that_relied_on_a_day_done_again_is_done_again_itself(place):

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.environment import REPO
+from jobs.environment import PLATFORM_FILE, REPO
 from jobs.services import platform
 from jobs.services.platform import processes, record, supervisor
 from jobs.services.platform.service import Service
@@ -98,6 +98,21 @@ def test_killed_service_is_restarted_and_counted(running):
     found = platform.status(running.env)
     assert found["healthy"]
     assert found["services"]["a"]["restarts"] == 1
+
+
+def test_a_record_that_cannot_be_written_ends_no_service_and_is_written_later(running):
+    """As on a full disk: what is written down is late, everything else goes on."""
+    first = running.start(running.service("a"), running.service("b")).wait("a", "healthy")
+    kept = running.wait("b", "healthy")
+    file = running.home / PLATFORM_FILE
+    file.unlink()
+    file.mkdir()  # no file can be renamed to it
+    os.kill(first["pid"], signal.SIGKILL)
+    time.sleep(3)
+    assert running.process.poll() is None
+    file.rmdir()
+    assert running.wait("a", "healthy", restarts=1)["pid"] != first["pid"]
+    assert running.wait("b", "healthy")["pid"] == kept["pid"]
 
 
 def test_step_runs_before_the_service_that_needs_it_and_leaves_its_stamp(running):
