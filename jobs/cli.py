@@ -302,10 +302,11 @@ def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_groups(commands: Any) -> None:
     """Commands declared where they are defined, and those that have actions of their own."""
-    from jobs import backup_command, costs_command, gauntlet_data, model_command, upgrade_command, users_command
+    from jobs import backup_command, costs_command, gauntlet_data, migrate_command, model_command, upgrade_command, users_command
 
     backup_command.add_to(commands, _leaf)
     upgrade_command.add_to(commands, _leaf)
+    migrate_command.add_to(commands, _leaf)
     for name, module, about in (
         ("gauntlet", gauntlet_data, "Foundry's evaluation data: fetch it, check it."), ("costs", costs_command, costs_command.ABOUT),
         ("model", model_command, model_command.ABOUT), ("users", users_command, users_command.ABOUT),

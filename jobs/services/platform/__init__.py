@@ -38,9 +38,10 @@ def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, An
     was started is stopped again, and the MoelineError names the service, its exit code and the end of its log. Refused where tables
     are of a later moeline, or of an earlier one and need `moeline upgrade`: stages would only fail, one by one.
     """
-    from jobs.services import table_migrations
+    from jobs.services import table_migrations, unfinished_home
 
     began = time.monotonic()
+    unfinished_home.refuse(env)
     table_migrations.require_current(env)
     with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60, waiting=lambda: echo("Another `moeline up` is at work; waiting for it.")):
         record = read_record(env.home)
