@@ -1,5 +1,7 @@
 """Every table of the warehouse: columns, key, partition and rules. This file is the contract; change a column here first.
 
+Another set of columns is another ``schema_version`` with a migration (migrations.py), because homes hold tables of every release; a test says so.
+
 Column types are Arrow type names (``string int64 int32 float64 bool binary timestamp list<int32> list<string>``); timestamps are UTC
 microseconds. A rule is one Great Expectations expectation; severity ``error`` refuses the rows, ``warning`` only reports.
 """
@@ -50,7 +52,10 @@ def _unique(key: tuple[str, ...]) -> Rule:
 
 @dataclass(frozen=True)
 class Table:
-    """``partition``: the column replaced as a whole by a re-run (``interval`` or ``run_key``), or "" for append-only."""
+    """``partition``: the column replaced as a whole by a re-run (``interval`` or ``run_key``), or "" for append-only.
+
+    ``schema_version``: of the columns, from 1 in the first release on; stored in the Delta table (jobs/services/table_migrations.py).
+    """
 
     name: str
     about: str
@@ -58,6 +63,7 @@ class Table:
     columns: tuple[Column, ...]
     partition: str
     rules: tuple[Rule, ...] = ()
+    schema_version: int = 1
     all_rules: tuple[Rule, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +158,7 @@ DUPLICATES = Table(
         between("jaccard", 0.0, 1.0), between("containment", 0.0, 1.0), between("cluster_size", 2),
         one_of("scope", "exact", "near", "exact_other_day", "near_other_day", "repeated_passages"),
     ),
+    schema_version=2,
 )  # fmt: skip
 REPEATED_PASSAGES = Table(
     "repeated_passages", "a line or paragraph that a document lost because others hold it already", ("doc_id", "start", "interval"),
@@ -166,15 +173,16 @@ REPEATED_PASSAGES = Table(
 UNIQUE_DOCUMENTS = Table(
     "unique_documents", "a kept document after deduplication", ("doc_id", "interval"), CLEAN_DOCUMENTS.columns, "interval", (between("n_bytes", 1), at_least(1, "warning")),
 )  # fmt: skip
-CONTAMINATION = Table(  # rule and removed_characters came later: days decontaminated before have null
+CONTAMINATION = Table(
     "contamination", "a training document that holds words of a benchmark item", ("doc_id", "benchmark", "item_id", "interval"),
     (
         C("doc_id", "string", "training document"), INTERVAL, C("benchmark", "string", "task label"), C("item_id", "string", "item of the task"),
         C("ngram", "string", "first matched n-gram"), C("action", "string", "drop_document | cut_passage (what became of the document)"),
-        C("rule", "string", "ngram | share"), C("removed_characters", "int64", "that the document lost, for all its items together"),
+        C("rule", "string", "ngram | share"), C("removed_characters", "int64", "that the document lost, for all its items together; 0: not counted then"),
     ),
     "interval",
     (one_of("action", "drop_document", "cut_passage"), one_of("rule", "ngram", "share"), between("removed_characters", 0)),
+    schema_version=2,
 )  # fmt: skip
 CONTAMINATED_ITEMS = Table(
     "contaminated_items", "a benchmark item whose n-grams a day's training documents hold, by one rule", ("benchmark", "item_id", "rule", "interval"),
@@ -202,7 +210,7 @@ BENCHMARK_ITEMS = Table(
     ),
     "interval",
 )  # fmt: skip
-TRAINING_DOCUMENTS = Table(  # piece_starts came later: documents of days decontaminated before are whole
+TRAINING_DOCUMENTS = Table(
     "training_documents", "a document that may be packed, with its split", ("doc_id", "interval"),
     (
         *CLEAN_DOCUMENTS.columns[:-1], C("split", "string", "train | held_out"),
@@ -210,6 +218,7 @@ TRAINING_DOCUMENTS = Table(  # piece_starts came later: documents of days decont
     ),
     "interval",
     (one_of("split", "train", "held_out"), at_least(1, "warning")),
+    schema_version=2,
 )  # fmt: skip
 SEQUENCES = Table(
     "sequences", "one packed training sequence", ("sequence_id", "interval"),
@@ -278,6 +287,7 @@ SCORES = Table(
     ),
     "run_key",
     (between("accuracy", 0.0, 1.0), between("stderr", 0.0, 1.0), between("chance", 0.0, 1.0), at_least(3)),
+    schema_version=2,
 )  # fmt: skip
 RESPONSES = Table(
     "responses", "one answer of a model to one item", ("benchmark", "item_id", "run_key"),
@@ -292,6 +302,7 @@ RESPONSES = Table(
     ),
     "run_key",
     (at_least(1), between("confidence", 0.0, 1.0)),
+    schema_version=2,
 )  # fmt: skip
 VERDICTS = Table(
     "verdicts", "the review of one response", ("benchmark", "item_id", "run_key"),
@@ -312,6 +323,7 @@ VERDICTS = Table(
         one_of("verdict", "proper", "lucky", "constant_answer", "contaminated", "format_failure", "near_miss", "wrong"), at_least(1),
         one_of("format", "ok", "empty", "no_words"), between("lead", 0.0), between("pattern_agreement", 0.0, 1.0), between("failure_group", 0),
     ),
+    schema_version=2,
 )  # fmt: skip
 FAILURES = Table(
     "failures", "where a model fails: one row per task", ("benchmark", "run_key"),
@@ -360,6 +372,7 @@ CHECKS = Table(
 COSTS = Table(
     "costs", "FOCUS 1.3 charge row per attempt and phase, and per slice of idle time and storage; corrections are new rows", (),
     tuple(C(*column) for column in costs.COLUMNS), "",
+    schema_version=2,
 )  # fmt: skip
 
 TABLES: dict[str, Table] = {

@@ -20,7 +20,7 @@ from typing import Any
 from jobs.contract import MoelineError
 from jobs.environment import Environment
 from jobs.services import backup_folder, locks, table_files
-from jobs.services.backup_folder import Progress, Unfinished, in_words, regular_files
+from jobs.services.backup_folder import Copies, Progress, Unfinished, in_words, regular_files
 
 BY_HAND = "mlflow-by-hand.db"
 _FIRST_OF_HOME = ("attempts", "uptime")  # an attempt's journal goes when its row is in the table of costs: journal first, so that nothing is free
@@ -44,11 +44,11 @@ def backup(env: Environment, to: Path, *, landing: bool = True, echo: Echo = lam
     echo(f"Copying {env.home} to {to}")
     # A document that is being forgotten leaves results, tables and files in several steps; a copy between them would bring half of it back.
     with locked(locks.file_of(env, "forget"), timeout_seconds=_FORGET_SECONDS, waiting=lambda: echo("Waiting for `moeline forget` or another backup to end.")):
-        progress = Progress(_expected_bytes(env, zone), echo)
+        progress = Progress(expected_bytes(env, zone), echo)
         with Unfinished(to, progress) as unfinished:
             _refuse_if_full(unfinished.folder, progress.total)
             about = _about(env)
-            about["tables"], about["databases"] = _copy_all(env, unfinished, zone)
+            about["tables"], about["databases"] = copy_all(env, unfinished, zone, lambda database: _dump(env, unfinished, database))
             about["landing"] = _of_landing(env, landing)
             final, manifest = unfinished.finish(about)
     seconds = time.monotonic() - began
@@ -69,30 +69,33 @@ def verify(folder: Path, *, echo: Echo = lambda line: None) -> dict[str, Any]:
     return summary(folder, manifest) | {"verified": True, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _copy_all(env: Environment, unfinished: Unfinished, zone: Path | None) -> tuple[dict[str, Any], list[str]]:
-    """Copy everything, in the order the module's docstring explains; returns (tables by name, databases)."""
-    databases = _dump(env, unfinished, "airflow")
+def copy_all(env: Environment, copies: Copies, zone: Path | None, dump: Callable[[str], list[str]]) -> tuple[dict[str, Any], list[str]]:
+    """Copy everything, in the order the module's docstring explains; returns (tables by name, databases).
+
+    ``dump`` takes a copy of a database of that name, where there is one, and returns its name in a list.
+    """
+    databases = dump("airflow")
     for name in _FIRST_OF_HOME:
-        _copy_folder(unfinished, f"home/{name}", env.home / name, lambda entry: not entry.name.endswith(".json"))
+        _copy_folder(copies, f"home/{name}", env.home / name, lambda entry: not entry.name.endswith(".json"))
     for name in _BEFORE_TABLES:
-        _copy_folder(unfinished, f"warehouse/{name}", env.warehouse / name)
+        _copy_folder(copies, f"warehouse/{name}", env.warehouse / name)
     tables = {}
     for root in sorted(path.parent for path in env.warehouse.glob(f"*/{table_files.LOG}") if not path.parent.name.startswith(("_", "."))):
-        if (found := copy_table(unfinished, root)) is not None:
+        if (found := copy_table(copies, root)) is not None:
             tables[root.name] = found
     for name in _AFTER_TABLES:
-        _copy_folder(unfinished, f"warehouse/{name}", env.warehouse / name)
-    databases += _dump(env, unfinished, "mlflow")
-    _copy_by_hand(env, unfinished)
-    _copy_folder(unfinished, "artifacts", env.artifacts)
+        _copy_folder(copies, f"warehouse/{name}", env.warehouse / name)
+    databases += dump("mlflow")
+    _copy_by_hand(env, copies)
+    _copy_folder(copies, "artifacts", env.artifacts)
     if zone is not None:
-        _copy_folder(unfinished, "landing", zone, _is_hidden)  # such a file is still being written, and not landed yet
+        _copy_folder(copies, "landing", zone, _is_hidden)  # such a file is still being written, and not landed yet
     for name in backup_folder.HOME_FOLDERS:
         if name not in _FIRST_OF_HOME:
-            _copy_folder(unfinished, f"home/{name}", env.home / name, _is_hidden)
+            _copy_folder(copies, f"home/{name}", env.home / name, _is_hidden)
     for name in backup_folder.HOME_FILES:
         if name != BY_HAND:
-            unfinished.copy(f"home/{name}", env.home / name)
+            copies.copy(f"home/{name}", env.home / name)
     return tables, databases
 
 
@@ -106,22 +109,22 @@ def _dump(env: Environment, unfinished: Unfinished, database: str) -> list[str]:
         if sockets is None:
             return []
         name = f"databases/{database}.dump"
-        database_copies.dump(sockets, database, unfinished.folder / name)
+        database_copies.dump(sockets, database, unfinished.place(name))
         unfinished.take(name)
     return [database]
 
 
-def _copy_by_hand(env: Environment, unfinished: Unfinished) -> None:
+def _copy_by_hand(env: Environment, copies: Copies) -> None:
     """MLflow's database of stages that were run without the platform, as of one moment."""
     source, name = env.home / BY_HAND, f"home/{BY_HAND}"
     if source.is_file():
-        (unfinished.folder / "home").mkdir(exist_ok=True)
-        with contextlib.closing(sqlite3.connect(source)) as reading, contextlib.closing(sqlite3.connect(unfinished.folder / name)) as writing:
+        (made := copies.place(name)).parent.mkdir(exist_ok=True)
+        with contextlib.closing(sqlite3.connect(source)) as reading, contextlib.closing(sqlite3.connect(made)) as writing:
             reading.backup(writing)
-        unfinished.take(name)
+        copies.take(name)
 
 
-def copy_table(unfinished: Unfinished, root: Path) -> dict[str, int] | None:
+def copy_table(copies: Copies, root: Path) -> dict[str, int] | None:
     """Copy a table as of its newest version with all older ones; {version, rows, removed} or None where it was never written.
 
     A file the version reads may vanish before its turn comes (a vacuum, after a newer commit): then the newer version is copied. ``removed`` counts
@@ -133,10 +136,10 @@ def copy_table(unfinished: Unfinished, root: Path) -> dict[str, int] | None:
         found = table_files.newest(root)
         if found is None:
             return None
-        gone = [name for name in sorted(found.live | found.older) if not _copied(unfinished, root, name)]
-        lacking = sorted(found.live.intersection(gone)) or [name for name in found.log if not _copied(unfinished, root, name)]
+        gone = [name for name in sorted(found.live | found.older) if not _copied(copies, root, name)]
+        lacking = sorted(found.live.intersection(gone)) or [name for name in found.log if not _copied(copies, root, name)]
         if not lacking:
-            version, rows = table_files.rows(unfinished.folder / "warehouse" / root.name)
+            version, rows = table_files.rows(copies.place(f"warehouse/{root.name}"))
             return {"version": version, "rows": rows, "removed": len(gone)}
         if before == (found.version, lacking):
             break  # no newer version came, so nobody made these files needless
@@ -147,9 +150,9 @@ def copy_table(unfinished: Unfinished, root: Path) -> dict[str, int] | None:
     )
 
 
-def _copied(unfinished: Unfinished, root: Path, name: str) -> bool:
+def _copied(copies: Copies, root: Path, name: str) -> bool:
     full = f"warehouse/{root.name}/{name}"
-    return full in unfinished.files or unfinished.copy(full, root / name)
+    return full in copies.files or copies.copy(full, root / name)
 
 
 def _is_passing(entry: os.DirEntry[str]) -> bool:
@@ -162,17 +165,17 @@ def _is_hidden(entry: os.DirEntry[str]) -> bool:
     return entry.name.startswith(".") and entry.is_file()
 
 
-def _copy_folder(unfinished: Unfinished, name: str, root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = _is_passing) -> None:
+def _copy_folder(copies: Copies, name: str, root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = _is_passing) -> None:
     """Copy a folder's files, and once more those that appeared while something vanished: a training removes a checkpoint when it has a newer one."""
     for _ in range(_ATTEMPTS):
         vanished = set()
         for inside, file in regular_files(root, leave_out):
             full = f"{name}/{inside}"
-            if full not in unfinished.files and not unfinished.copy(full, file):
+            if full not in copies.files and not copies.copy(full, file):
                 vanished.add(full.rpartition("/")[0])
         for folder in vanished:
             if name.startswith("artifacts") and not (root / folder.removeprefix(name).lstrip("/")).is_dir():
-                unfinished.drop(folder)  # half of a folder that was removed as a whole is good for nothing
+                copies.drop(folder)  # half of a folder that was removed as a whole is good for nothing
         if not vanished:
             return
 
@@ -194,7 +197,8 @@ def _refuse_place(env: Environment, to: Path) -> None:
             raise MoelineError(f"The backup would lie in {to}, inside {place}, and go when that goes. Name a folder elsewhere, best on another disk.")
 
 
-def _expected_bytes(env: Environment, zone: Path | None) -> int:
+def expected_bytes(env: Environment, zone: Path | None) -> int:
+    """What ``copy_all`` copies, about."""
     roots = [env.warehouse, env.artifacts, *([zone] if zone else [])]
     return _DATABASE_BYTES + sum(_size(file) for root in roots for _, file in regular_files(root, lambda entry: entry.name == "_staging"))
 

@@ -303,9 +303,9 @@ def _add_corpus_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_groups(commands: Any) -> None:
     """Commands declared where they are defined, and those that have actions of their own."""
-    from jobs import backup_command, costs_command, gauntlet_data, gc_command, model_command, users_command
+    from jobs import backup_command, costs_command, gauntlet_data, gc_command, migrate_command, model_command, upgrade_command, users_command
 
-    for module in (backup_command, gc_command):
+    for module in (backup_command, gc_command, upgrade_command, migrate_command):
         module.add_to(commands, _leaf)
     for name, module, about in (
         ("gauntlet", gauntlet_data, "Foundry's evaluation data: fetch it, check it."), ("costs", costs_command, costs_command.ABOUT),

@@ -19,7 +19,7 @@ from jobs import purge, recipes, seen_by, stale
 from jobs.config import PREPARE_STAGES, Recipe
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import landing, results, tombstones
+from jobs.services import landing, results, table_migrations, tombstones, unfinished_home
 from jobs.services.locks import locked
 from jobs.services.tombstones import Request
 
@@ -67,6 +67,8 @@ def forget(
     Where days have to be prepared again and neither the platform is up nor ``here`` was asked for, ``to_do`` names the commands and nothing is
     removed yet. Raises MoelineError, having written nothing, for a document that is not known or not one.
     """
+    unfinished_home.refuse(env)
+    table_migrations.require_current(env)
     with locked(env, "forget"):
         request = _remember(env, _asked(env, doc_id, uri, all_of_uri), why, with_copies)
         prepared, to_do, unknown = _prepare_again(env, here, gauntlet_data, echo)

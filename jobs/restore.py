@@ -14,15 +14,14 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.backup import BY_HAND, places, summary
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, table_files
+from jobs.services import backup_folder, table_files, unfinished_home
 from jobs.services.backup_folder import Manifest, Progress, copied, in_words
 
 FORGOTTEN = (
@@ -34,6 +33,7 @@ FORGOTTEN = (
 _URIS = {
     "experiments": ("artifact_location",), "runs": ("artifact_uri",), "model_versions": ("source", "storage_location"), "logged_models": ("artifact_location",),
 }  # fmt: skip
+DUMPS = ".databases"  # of a home that is being made
 Echo = Callable[[str], None]
 
 
@@ -48,27 +48,20 @@ def restore(env: Environment, source: Path, *, echo: Echo = lambda line: None) -
     _refuse_if_in_use(env, manifest)
     size = sum(file.size for file in manifest.files.values())
     echo(f"Restoring {source} ({in_words(size)}, of {manifest.about.get('created_at')}) as {env.home}")
-    with _beside(env) as (unfinished, moves):
-        _refuse_if_full(env.home.parent, size)
+    with unfinished_home.beside(env, places(env)) as (unfinished, moves):
+        refuse_if_full(env.home.parent, size)
         _copy(source, manifest, unfinished, Progress(size, echo))
-        _repoint(env, unfinished, manifest)
-        _put_back_databases(unfinished, manifest, echo)
+        if (artifacts := dict(manifest.about.get("places") or {}).get("artifacts")) is not None:
+            repoint(env, unfinished, artifacts)
+        put_back_databases(unfinished, manifest.files, echo)
         _compare_tables(unfinished, manifest)
-        os.sync()
-        for made, final in moves:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(made, final)  # onto nothing, or an empty folder: anything else is refused by the kernel
-            (final / backup_folder.LOCK).unlink()
+        unfinished_home.finish(moves)
     told = {"home": str(env.home), "seconds": round(time.monotonic() - began, 1), "forgotten_since": FORGOTTEN.format(created_at=manifest.about["created_at"])}
     return summary(source, manifest) | told
 
 
 def _refuse_if_in_use(env: Environment, manifest: Manifest) -> None:
-    for name, place in places(env).items():
-        if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
-            raise MoelineError(
-                f"A restore makes a new home, and its {name} {place} is not empty. Nothing was changed. Name another one with --home, or move that folder away."
-            )
+    unfinished_home.refuse_if_in_use(places(env), env.home, "A restore")
     _believed(manifest)
     held = {name.partition("/")[0] for name in manifest.files}
     if "landing" in held and not isinstance(env.landing, Path):
@@ -89,51 +82,17 @@ def _believed(manifest: Manifest) -> None:
         raise MoelineError("The manifest of this backup does not say when it was made, or of which tables. Take another backup.")
 
 
-@contextlib.contextmanager
-def _beside(env: Environment) -> Any:
-    """(environment to build in, what to rename to what at the end): a folder beside each place, removed again unless all of it was renamed."""
-    home = _unfinished(env.home)
-    moved = {name: place for name, place in places(env).items() if name != "home"}
-    built = {name: home / place.relative_to(env.home) if place.is_relative_to(env.home) else _unfinished(place) for name, place in moved.items()}
-    moves = [(built[name], place) for name, place in moved.items() if not place.is_relative_to(env.home)]
-    moves.append((home, env.home))  # last: it makes the rest a home
-    locks = []
-    try:
-        for made, _ in moves:
-            locks.append(_claimed(made))
-        yield replace(env, home=home, **built), moves
-    finally:
-        for (made, _), lock in zip(moves, locks, strict=False):
-            shutil.rmtree(made, ignore_errors=True)
-            os.close(lock)
-
-
-def _unfinished(place: Path) -> Path:
-    return place.with_name(f".{place.name}.restoring")
-
-
-def _claimed(folder: Path) -> int:
-    """A new folder under the lock returned; what a killed restore left there is removed. Raises MoelineError while another one is at work there."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = backup_folder.lock(folder)
-    if lock is None:
-        raise MoelineError(f"Another `moeline restore` is at work in {folder}. Wait for it, or name another home.")
-    for entry in (entry for entry in folder.iterdir() if entry.name != backup_folder.LOCK):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    folder.chmod(0o700)
-    return lock
-
-
-def _refuse_if_full(folder: Path, needed: int) -> None:
+def refuse_if_full(folder: Path, needed: int) -> None:
+    """Raise MoelineError where ``needed`` bytes do not fit in ``folder``, which need not be there yet."""
     at = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(at).free
     if free < needed:
-        raise MoelineError(f"The backup holds {in_words(needed)}; {in_words(free)} are free at {at}. Name a home on another disk.")
+        raise MoelineError(f"It holds {in_words(needed)}; {in_words(free)} are free at {at}. Name a home on another disk.")
 
 
 def _copy(source: Path, manifest: Manifest, unfinished: Environment, progress: Progress) -> None:
     """Copy every file; what was written is what was hashed, so nothing can change between the check and its use."""
-    roots, problems = places(unfinished) | {"databases": unfinished.home / ".databases"}, []
+    roots, problems = places(unfinished) | {"databases": unfinished.home / DUMPS}, []
     for name, file in manifest.files.items():
         root, _, inside = name.partition("/")
         target = roots[root] / inside
@@ -144,9 +103,9 @@ def _copy(source: Path, manifest: Manifest, unfinished: Environment, progress: P
     backup_folder.refuse(source, problems)
 
 
-def _repoint(env: Environment, unfinished: Environment, manifest: Manifest) -> None:
-    """Let file:// URIs of the old home's artifacts name those of the new one."""
-    file, old = unfinished.home / BY_HAND, dict(manifest.about.get("places") or {}).get("artifacts")
+def repoint(env: Environment, unfinished: Environment, old: Any) -> None:
+    """Let file:// URIs of the ``old`` home's artifacts name those of the new one."""
+    file = unfinished.home / BY_HAND
     if not file.is_file() or not isinstance(old, str) or not old.startswith("/"):
         return
     before, after = (f"{path.as_uri()}/" for path in (Path(old), env.artifacts))
@@ -160,9 +119,10 @@ def _repoint(env: Environment, unfinished: Environment, manifest: Manifest) -> N
         database.commit()
 
 
-def _put_back_databases(unfinished: Environment, manifest: Manifest, echo: Echo) -> None:
-    folder = unfinished.home / ".databases"
-    dumps = {Path(name).stem: folder / Path(name).name for name in backup_folder.DATABASES if name in manifest.files}
+def put_back_databases(unfinished: Environment, files: Collection[str], echo: Echo) -> None:
+    """Make the embedded PostgreSQL of a new home from the dumps among its ``files`` (names as in a backup), and remove those."""
+    folder = unfinished.home / DUMPS
+    dumps = {Path(name).stem: folder / Path(name).name for name in backup_folder.DATABASES if name in files}
     if dumps:
         from jobs.services.platform import database_copies
 

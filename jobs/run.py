@@ -27,7 +27,7 @@ from jobs.contract import BudgetExceeded, CheckFailed, MoelineError, StageResult
 from jobs.environment import Environment
 from jobs.inputs import Inputs, parse_versions, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
-from jobs.services import configs, ledger, results
+from jobs.services import configs, ledger, results, table_migrations, unfinished_home
 from jobs.services.locks import locked
 from jobs.tools import StageTools, process_name
 
@@ -51,6 +51,8 @@ def run_stage(
     module = stage_module(stage)
     interval = _require_interval(stage, interval)
     config = recipe.stage_config(stage)
+    unfinished_home.refuse(env)
+    table_migrations.require_current(env, {**dict.fromkeys((*module.READS, *module.WRITES)), "checks": None, "costs": None})
     configs.keep(env, recipe.config_hash(stage), recipe.asked(stage))
     ledger.reconcile(env)
     resolved = resolve_inputs(env, stage, module, recipe, interval, inputs or {})

@@ -126,13 +126,49 @@ def regular_files(root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = la
 # -- writing ----------------------------------------------------------------------------------------------------------------
 
 
-class Unfinished:
+class Copies:
+    """Files copied under names whose first part says which of the ``roots`` (by ROOTS) they lie in; ``files`` is what was copied."""
+
+    def __init__(self, roots: Mapping[str, Path], progress: Progress) -> None:
+        self.roots, self.files = roots, dict[str, File]()
+        self._progress = progress
+
+    def place(self, name: str) -> Path:
+        """Where the copy called ``name`` lies."""
+        root, _, inside = name.partition("/")
+        return self.roots[root] / inside
+
+    def copy(self, name: str, source: Path) -> bool:
+        """Copy ``source`` as ``name``; False when it is no longer there."""
+        try:
+            self.files[name] = copied(source, self.place(name), lambda n: self._progress.add(n, name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def take(self, name: str) -> None:
+        """Count in a file that another program wrote to ``place(name)``."""
+        with self.place(name).open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            about = os.fstat(handle.fileno())
+        os.chmod(self.place(name), 0o600)
+        self.files[name] = File(about.st_size, digest, about.st_mtime_ns)
+        self._progress.add(about.st_size, name)
+
+    def drop(self, folder: str) -> None:
+        """Remove the copies under ``folder``."""
+        for name in [name for name in self.files if name.startswith(f"{folder}/")]:
+            self.place(name).unlink(missing_ok=True)
+            del self.files[name]
+
+
+class Unfinished(Copies):
     """A backup that is being written in ``to``; ``finish`` gives it its name. Left by an error, it is removed; by a kill, by the next backup there."""
 
     def __init__(self, to: Path, progress: Progress) -> None:
-        self.files: dict[str, File] = {}
-        self._to, self._progress = to, progress
+        self._to = to
         self._name, self.folder, self._lock = _begin(to)
+        super().__init__({root: self.folder / root for root in ROOTS}, progress)
 
     def __enter__(self) -> Unfinished:
         return self
@@ -141,29 +177,6 @@ class Unfinished:
         if raised[0] is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
-
-    def copy(self, name: str, source: Path) -> bool:
-        """Copy ``source`` as ``name``; False when it is no longer there."""
-        try:
-            self.files[name] = copied(source, self.folder / name, lambda n: self._progress.add(n, name))
-        except FileNotFoundError:
-            return False
-        return True
-
-    def take(self, name: str) -> None:
-        """Count in a file that another program wrote to ``folder / name``."""
-        with (self.folder / name).open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            about = os.fstat(handle.fileno())
-        os.chmod(self.folder / name, 0o600)
-        self.files[name] = File(about.st_size, digest, about.st_mtime_ns)
-        self._progress.add(about.st_size, name)
-
-    def drop(self, folder: str) -> None:
-        """Remove the copies under ``folder``."""
-        for name in [name for name in self.files if name.startswith(f"{folder}/")]:
-            (self.folder / name).unlink(missing_ok=True)
-            del self.files[name]
 
     def finish(self, about: Mapping[str, Any]) -> tuple[Path, Manifest]:
         """Write the manifest and give the backup its name; returns where it lies and what its manifest says."""
@@ -274,16 +287,21 @@ def refuse(folder: Path, problems: list[str]) -> None:
 
 def verify(folder: Path, manifest: Manifest, progress: Progress) -> None:
     """Read every file; raises MoelineError naming those whose content is not what was written."""
-    problems = []
-    for name, file in manifest.files.items():
+    refuse(folder, [f"{name!r}: its content is not what was written (sha256)" for name in altered(manifest.files, lambda name: folder / name, progress)])
+
+
+def altered(files: Mapping[str, File], place: Callable[[str], Path], progress: Progress) -> list[str]:
+    """Names of the files whose content at ``place(name)`` is not what was written; every one is read."""
+    found = []
+    for name, file in files.items():
         digest = hashlib.sha256()
-        with os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW), "rb") as handle:
+        with os.fdopen(os.open(place(name), os.O_RDONLY | os.O_NOFOLLOW), "rb") as handle:
             while piece := handle.read(_READ_BYTES):
                 digest.update(piece)
                 progress.add(len(piece), name)
         if digest.hexdigest() != file.sha256:
-            problems.append(f"{name!r}: its content is not what was written (sha256)")
-    refuse(folder, problems)
+            found.append(name)
+    return found
 
 
 def _listed(folder: Path) -> dict[str, int]:

@@ -43,9 +43,14 @@ def arrow_type(name: str) -> pa.DataType:
 
 def arrow_schema(table: Table) -> pa.Schema:
     """The Arrow schema of a table as declared in expectations/tables.py. Nullability is a checked rule, not a schema flag."""
+    return arrow_fields({c.name: c.type for c in table.columns})
+
+
+def arrow_fields(types: Mapping[str, str]) -> pa.Schema:
+    """The Arrow schema of columns given as name to type."""
     import pyarrow as pa
 
-    return pa.schema([pa.field(c.name, arrow_type(c.type)) for c in table.columns])
+    return pa.schema([pa.field(name, arrow_type(kind)) for name, kind in types.items()])
 
 
 def uri(env: Environment, name: str) -> str:
@@ -69,19 +74,25 @@ def open_table(env: Environment, name: str, version: int | None = None) -> delta
 
 
 def create_if_missing(env: Environment, name: str) -> deltalake.DeltaTable:
-    """Open the table, creating it empty first if needed; several processes may ask at once."""
+    """Open the table to write to it, creating it empty first if needed; several processes may ask at once.
+
+    One written before a nullable column was declared gets that column. Raises MoelineError for a table of a later moeline, or one to be upgraded.
+    """
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
+    from jobs.services import table_migrations  # which opens tables itself
+
     table = TABLES[name]
+    configuration = {**_RETENTION, table_migrations.PROPERTY: str(table.schema_version)}
     for _ in range(_ATTEMPTS):
         found = open_table(env, name)
         if found is not None:
-            return found
+            return table_migrations.ready(env, name, found)
         try:
             DeltaTable.create(
                 uri(env, name), schema=arrow_schema(table), partition_by=[table.partition] if table.partition else None,
-                configuration=_RETENTION, description=table.about,
+                configuration=configuration, description=table.about, raise_if_key_not_exists=False,
             )  # fmt: skip
         except (DeltaError, OSError):
             time.sleep(0.05)  # somebody else is creating it
@@ -165,10 +176,7 @@ def _replace(
 
 
 def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, once: str | None = None) -> None:
-    """Append rows to an append-only table. With ``once`` (an id) a second call with the same id writes nothing.
-
-    A table written before a nullable column was declared gets that column; its old rows read as null there.
-    """
+    """Append rows to an append-only table. With ``once`` (an id) a second call with the same id writes nothing."""
     import pyarrow as pa
     from deltalake import CommitProperties, Transaction, write_deltalake
 
@@ -182,6 +190,7 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
         transactions = [Transaction(once, 1)]
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
     properties = CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS)
+    # Merged, because columns that were added later stand last in the table, wherever they are declared.
     with locked(env, writers_lock(name), shared=True):
         write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
 

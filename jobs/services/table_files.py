@@ -74,6 +74,35 @@ def rows(root: Path) -> tuple[int, int]:
     return table.version(), sum(pq.read_metadata(file).num_rows for file in files)
 
 
+def rows_by_version(root: Path) -> dict[int, int | None]:
+    """Rows of every version whose commit is there, counted in the files; None: a file of it was removed since (a forgotten document)."""
+    import pyarrow.parquet as pq
+
+    found = newest(root)
+    if found is None:
+        return {}
+    first = min(int(match[1]) for name in found.log if (match := _COMMIT.fullmatch(Path(name).name)))
+    start = root / LOG / f"{first - 1:020}.checkpoint.parquet"
+    live = _of_checkpoint(root, start)[0] if first else set()
+    counted: dict[str, int | None] = {}
+
+    def rows_of(name: str) -> int | None:
+        if name not in counted:
+            counted[name] = pq.read_metadata(root / name).num_rows if (root / name).is_file() else None
+        return counted[name]
+
+    rows, gone = sum(rows_of(name) or 0 for name in live), sum(rows_of(name) is None for name in live)
+    told: dict[int, int | None] = {}
+    for version in range(first, found.version + 1):
+        added, removed = _of_commit(root, root / LOG / f"{version:020}.json")
+        for names, sign in ((added - live, 1), (live & removed, -1)):
+            rows += sign * sum(rows_of(name) or 0 for name in names)
+            gone += sign * sum(rows_of(name) is None for name in names)
+        live = (live - removed) | added
+        told[version] = None if gone else rows
+    return told
+
+
 def _of_commit(root: Path, file: Path) -> tuple[set[str], set[str]]:
     """(files added, files removed) by one commit."""
     added, removed = set(), set()

@@ -284,7 +284,7 @@ def test_two_at_once_are_two_backups_and_one_home(home):
     new = home.home.parent / "elsewhere" / ".new.restoring"
     new.mkdir(parents=True)
     held = backup_folder.lock(new)
-    with pytest.raises(MoelineError, match="Another `moeline restore` is at work"):
+    with pytest.raises(MoelineError, match="Another `moeline restore` or `moeline migrate` is at work"):
         put_back(third)
     os.close(held)
     assert rows_by_day(put_back(third), TableVersion("fingerprints", 3)) == NEWEST

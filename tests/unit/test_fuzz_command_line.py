@@ -120,4 +120,5 @@ def test_all_commands_are_tried() -> None:
     assert len({path for path, _, _ in TRIED}) > 25 and {path[0] for path, _ in commands()} - {path[0] for path, _, _ in TRIED} <= SERVICES | {
         "status",
         "recipes",
+        "upgrade",
     }

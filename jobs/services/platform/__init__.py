@@ -35,9 +35,14 @@ def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, An
     """Start what is not running yet, wait until every service is healthy, and return the record (services, addresses).
 
     Calling it again is harmless; calls at the same time take turns. When a service cannot be started, everything that
-    was started is stopped again, and the MoelineError names the service, its exit code and the end of its log.
+    was started is stopped again, and the MoelineError names the service, its exit code and the end of its log. Refused where tables
+    are of a later moeline, or of an earlier one and need `moeline upgrade`: stages would only fail, one by one.
     """
+    from jobs.services import table_migrations, unfinished_home
+
     began = time.monotonic()
+    unfinished_home.refuse(env)
+    table_migrations.require_current(env)
     with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60, waiting=lambda: echo("Another `moeline up` is at work; waiting for it.")):
         record = read_record(env.home)
         started = not is_same_process(record.get("supervisor"))

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jobs.contract import MoelineError
@@ -82,14 +83,24 @@ def reachable(env: Environment) -> Iterator[Path | None]:
     with locked(env.home / "up.lock", timeout_seconds=600.0):  # a platform that starts meanwhile waits: two servers would spoil the data
         if is_same_process(read_record(env.home).get("supervisor")):
             raise MoelineError("The platform was started just now. Run the same command again.")
-        with _server(folder) as sockets:
+        with at_rest(env.home) as sockets:
             yield sockets
+
+
+@contextlib.contextmanager
+def at_rest(home: Path) -> Iterator[Path | None]:
+    """As ``reachable``, for a caller that holds ``up.lock`` and knows that the platform rests."""
+    if not postgres.is_initialised(home / "postgres"):
+        yield None
+        return
+    with _server(home / "postgres") as sockets:
+        yield sockets
 
 
 def dump(sockets: Path, database: str, to: Path) -> None:
     """Write ``database`` as of one moment to ``to`` (0600). Raises MoelineError when PostgreSQL cannot be read."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    _run(["pg_dump", *_at(sockets), "--format=custom", "--no-owner", "--no-privileges", "--file", str(to), database], f"copy the database {database}")
+    run_program(["pg_dump", *_at(sockets), "--format=custom", "--no-owner", "--no-privileges", "--file", str(to), database], f"copy the database {database}")
 
 
 def put_back(folder: Path, dumps: Mapping[str, Path]) -> None:
@@ -106,7 +117,7 @@ def put_back(folder: Path, dumps: Mapping[str, Path]) -> None:
         for database, file in dumps.items():
             _execute(sockets, "postgres", f'ALTER DATABASE "{database}" OWNER TO {_ROLE}')
             command = ["pg_restore", *_at(sockets, _ROLE), "--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
-            _run([*command, "--dbname", database, str(file)], f"put back the database {database}")
+            run_program([*command, "--dbname", database, str(file)], f"put back the database {database}")
             if strange := _strange(sockets, database):
                 raise MoelineError(f"The dump of {database} holds what no dump of this platform holds: {', '.join(strange[:5])}. Take another backup.")
             _execute(sockets, database, f"REASSIGN OWNED BY {_ROLE} TO postgres")
@@ -191,9 +202,10 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("PG")}
 
 
-def _run(argv: Sequence[str], what: str) -> None:
-    command = [str(postgres.binaries() / argv[0]), *argv[1:]]
-    done = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, umask=0o077)
+def run_program(argv: Sequence[str], what: str, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run one of PostgreSQL's own programs; ``what`` it is asked to do is told in the MoelineError where it fails. ``variables``: of libpq, as a password."""
+    command, environment = [str(postgres.binaries() / argv[0]), *argv[1:]], {**_environment(), **variables}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, umask=0o077)
     if done.returncode:
         raise MoelineError(f"PostgreSQL was asked to {what}: {_last(done.stderr)} Is there room on the disk, is the platform being stopped? Run it again.")
 

@@ -47,7 +47,7 @@ def plan(env: Environment) -> dict[str, Any]:
     services: list[Service] = []
 
     needs: tuple[str, ...] = ()
-    urls = {database: _with_database(external["postgres_url"], database) for database in postgres.DATABASES} if "postgres_url" in external else {}
+    urls = {database: with_database(external["postgres_url"], database) for database in postgres.DATABASES} if "postgres_url" in external else {}
     if not urls:
         services += _postgres(env, runtime, common)
         needs = ("postgres",)
@@ -146,6 +146,7 @@ def runtime_folder(home: Path) -> Path:
     raise MoelineError(f"Unix sockets need a short path: {home} is too long and so is the temporary folder. Set MOELINE_HOME to a shorter path.")
 
 
-def _with_database(url: str, database: str) -> str:
+def with_database(url: str, database: str) -> str:
+    """The URL of another database of the same server."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"/{database}"))
