@@ -32,6 +32,16 @@ def started(pid: int) -> str:
         return ""
 
 
+def is_suspended(pid: int) -> bool:
+    """Whether the process was stopped by a signal: the kernel still takes connections for it, so that it looks well to who only knocks."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False
+
+
 def is_running(pid: int, began: str) -> bool:
     """Whether the process that ``began`` then is still there, and more than its exit status is left of it."""
     import psutil

@@ -115,6 +115,15 @@ def test_a_record_that_cannot_be_written_ends_no_service_and_is_written_later(ru
     assert running.wait("b", "healthy")["pid"] == kept["pid"]
 
 
+def test_a_suspended_service_is_not_told_to_be_well(running):
+    """The kernel takes connections for it, so who only knocks would not notice."""
+    entry = running.start(running.service("a")).wait("a", "healthy")
+    os.kill(entry["pid"], signal.SIGSTOP)
+    assert platform.status(running.env)["services"]["a"]["state"] == "unhealthy"
+    os.kill(entry["pid"], signal.SIGCONT)
+    assert platform.status(running.env)["services"]["a"]["state"] == "healthy"
+
+
 def test_step_runs_before_the_service_that_needs_it_and_leaves_its_stamp(running):
     stamp = running.home / "stamp"
     step = running.service("s", "import sys, time; time.sleep(0.3); open(sys.argv[1] + '.ran', 'w')", once=True, stamp=str(stamp))

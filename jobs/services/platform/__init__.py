@@ -21,7 +21,7 @@ from jobs.environment import REPO, Environment
 from jobs.services.platform.ports import is_taken
 from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
 from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
-from jobs.services.process_identity import boot_id
+from jobs.services.process_identity import boot_id, is_suspended
 
 __all__ = ["client_environment", "down", "reap", "render_status", "status", "up"]
 
@@ -94,7 +94,7 @@ def status(env: Environment) -> dict[str, Any]:
         if not alive:
             state = state if supervised and state in ("waiting", "backing-off", "failed") else "stopped"
         elif state in ("healthy", "unhealthy"):
-            answer = probe(entry["health"], entry["started_at"])
+            answer = not is_suspended(entry["pid"]) and probe(entry["health"], entry["started_at"])
             state = "healthy" if answer or (answer is None and state == "healthy") else "unhealthy"
         services[name] = {
             "state": state,

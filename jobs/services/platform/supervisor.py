@@ -25,7 +25,7 @@ from jobs.services.platform.processes import adopt_orphans, descendants, die_wit
 from jobs.services.platform.record import identity, locked, write_record
 from jobs.services.platform.service import Service, probe
 from jobs.services.platform.uptime import Uptime
-from jobs.services.process_identity import boot_id, started
+from jobs.services.process_identity import boot_id, is_suspended, started
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = "supervisor.lock"
@@ -142,7 +142,8 @@ class Supervisor:
         self._set(one, "starting")
 
     def _probe(self, one: Supervised) -> None:
-        answer, now = probe(one.service.health, one.started_at), time.monotonic()
+        answer = False if one.pid is not None and is_suspended(one.pid) else probe(one.service.health, one.started_at)
+        now = time.monotonic()
         if answer is True:
             one.failing_since = None
             one.healthy_since = one.healthy_since or now
