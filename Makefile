@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills up down status clean lock sbom audit
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills chaos crowd up down status clean lock sbom audit
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -8,6 +8,8 @@ RECIPE ?= tiny
 DAYS ?= 3
 TESTS ?=
 WORKERS ?= 2
+SEED ?= 1
+SEEDS ?= 1
 bin := .venv/bin
 
 help: ## This text
@@ -56,6 +58,12 @@ bench-forecast: setup ## Forecast our own CPU recipes at 30x their proxies, then
 
 kills: setup ## SIGKILL a training's worker, controller, stage and Ray head at random steps (KILLS=10 of each, SEED=1); the same model each time?
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_kills.py -s -q -o python_files='bench_*.py'
+
+chaos: setup ## The whole job with something going wrong at random moments: trials SEED=1 to SEED+SEEDS-1 (CHAOS_OUT=FILE: a line of JSON each)
+	@PYTHONPATH=. SEED=$(SEED) SEEDS=$(SEEDS) CHAOS_DAYS=2 $(bin)/python -m pytest tests/chaos -s -q
+
+crowd: setup ## CROWD_DAYS=30 days, each asked for twice, at random, while models are built and the platform is stopped and started
+	@PYTHONPATH=. SEED=$(SEED) $(bin)/python -m pytest tests/bench/bench_crowd.py -s -q -o python_files='bench_*.py' -o timeout=7200
 
 bench-page: setup ## Measure the page "Cost vs accuracy" over 10,000 builds (MOELINE_BENCH_RUNS=10000)
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_page.py -s -q -o python_files='bench_*.py' -o timeout=1800

@@ -7,29 +7,23 @@ their tables compared with an undisturbed run's.
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import zstandard
+from stage_processes import Places, command, kill_at_random, run, start, table_rows, written_by
 
-from expectations.tables import TABLES
 from jobs import gc, recipes, stale
-from jobs.config import WRITERS
-from jobs.contract import StageResult
-from jobs.environment import GIVEN, REPO, Environment
+from jobs.environment import REPO, Environment
 from jobs.services import delta, ledger, report
 
 pytestmark = pytest.mark.integration
 
 DAYS = ("2026-11-01", "2026-11-02")
 PREPARE = ("ingest", "clean", "deduplicate")  # the later stages of a day depend on no other day; kills in all of them: tests/chaos
-VOLATILE = {"landed_at", "registered_at"}
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +39,8 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(platform, corpus, tmp_path_factory):
-    """Makes environments with their own tables on the platform's engines; ``beside``: another home on the tables of that one."""
-    import shutil
-
-    root = tmp_path_factory.mktemp("places")
-
-    def make(name: str, beside: Environment | None = None) -> Environment:
-        toml, home = root / f"{name}.toml", root / name
-        addresses = {k: v for k, v in platform.platform.items() if k in GIVEN and k != "postgres_url"}
-        settings = (REPO / "infra/env/local.toml").read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in addresses.items())
-        for path in ("warehouse", "landing", "artifacts") if beside else ():
-            settings = settings.replace(f'{path} = "{path}"', f'{path} = "{beside.home / path}"')
-        toml.write_text(settings)
-        if beside is None:
-            shutil.copytree(corpus, home / "landing")
-        return Environment.load(str(toml), home)
-
-    return make
+def place(platform, corpus, tmp_path_factory) -> Places:
+    return Places(platform, corpus, tmp_path_factory.mktemp("places"))
 
 
 @pytest.fixture(scope="module")
@@ -75,51 +53,6 @@ def calm(place) -> tuple[Environment, dict[str, float]]:
             run(env, stage, day)
             seconds[stage] = time.monotonic() - started
     return env, seconds
-
-
-def command(env: Environment, stage: str, day: str | None, *more: str) -> tuple[list[str], dict[str, str]]:
-    arguments = [sys.executable, "-m", "jobs.run", stage, "--recipe", "smoke", *(["--interval", day] if day else []), *more]
-    toml = env.home.parent / f"{env.name}.toml"
-    return arguments, {**os.environ, "MOELINE_HOME": str(env.home), "MOELINE_ENV": str(toml) if toml.exists() else env.name}
-
-
-def run(env: Environment, stage: str, day: str | None = None, *more: str) -> StageResult:
-    arguments, variables = command(env, stage, day, *more)
-    done = subprocess.run(arguments, cwd=REPO, env=variables, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return StageResult.from_json(done.stdout.strip().splitlines()[-1])
-
-
-def start(env: Environment, stage: str, day: str | None, *more: str) -> subprocess.Popen[str]:
-    arguments, variables = command(env, stage, day, *more)
-    return subprocess.Popen(arguments, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds: float, luck: random.Random, *more: str) -> bool:
-    """Start a stage and SIGKILL its process group; whether it was still running then."""
-    arguments, variables = command(env, stage, day, *more)
-    process = subprocess.Popen(arguments, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
-    deadline = time.monotonic() + luck.uniform(0.2, 0.9) * usual_seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    running = process.poll() is None
-    if running:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return running
-
-
-def table_rows(env: Environment, names) -> dict[str, list]:
-    """Rows of tables in a comparable order, without what no two runs share (times, paths, versions of services)."""
-    found = {}
-    for name in names:
-        rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in delta.rows(env, name)]
-        found[name] = sorted(rows, key=lambda r: json.dumps(r, default=str, sort_keys=True))
-    return found
-
-
-def written_by(stages) -> list[str]:
-    return [name for name, stage in WRITERS.items() if stage in stages and TABLES[name].partition == "interval"]
 
 
 def test_killed_preparation_converges_to_the_undisturbed_tables(place, calm):
