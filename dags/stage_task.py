@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from airflow.sdk import Asset, BaseOperator, Param
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from data_interval import resolve_interval
 
@@ -57,6 +58,17 @@ def gauntlet_param() -> Param:
     )
 
 
+def pod_of(stage: str) -> dict[str, Any]:
+    """Where Airflow starts a pod per task: the template of this stage's pod, made by the chart as large as [resources.<stage>]. Else nothing.
+
+    A file and not a pod_override: that one is an object of the package kubernetes, which every process that parses the DAGs would have to load.
+    """
+    folder = conf.get("moeline", "pod_templates", fallback="")
+    if conf.get("core", "executor") != "KubernetesExecutor" or not folder:
+        return {}
+    return {"executor_config": {"pod_template_file": f"{folder}/{stage}.yaml"}}
+
+
 class StageOperator(BaseOperator):
     """Runs the stage named like the task in a process of its own and returns its StageResult as a dict (all that XCom carries).
 
@@ -68,7 +80,7 @@ class StageOperator(BaseOperator):
     ui_color = "#e8f1f8"
 
     def __init__(self, *, dated: bool = False, arguments: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(**{**RETRY, **kwargs})
+        super().__init__(**{**RETRY, **pod_of(str(kwargs.get("task_id"))), **kwargs})
         self.dated = dated
         self.arguments = list(arguments)
         self._process: subprocess.Popen[str] | None = None

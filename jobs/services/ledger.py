@@ -24,6 +24,7 @@ from jobs.environment import Environment, Resources
 from jobs.services import charges, delta, process_identity
 
 _HEARTBEAT_SECONDS = 2.0
+_SILENT_SECONDS = 180.0  # an attempt of another machine or container without a heartbeat for so long is dead (a shared file system tells times late)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Attempt:
     attempt_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     pid: int = field(default_factory=os.getpid)
     process_started_at: str = ""  # of process_identity: no time of day
+    place: str = ""  # of process_identity: where the pid means something
 
     @property
     def run_id(self) -> str:
@@ -61,7 +63,7 @@ class Running:
     def __init__(self, env: Environment, attempt: Attempt) -> None:
         env.prices.hourly(attempt.resources, attempt.started_at)
         self.env = env
-        self.attempt = replace(attempt, process_started_at=process_identity.started(os.getpid()))
+        self.attempt = replace(attempt, process_started_at=process_identity.started(os.getpid()), place=process_identity.place())
         self._apart: dict[str, tuple[float, float, float]] = {}  # phase -> began, ended, seconds
         self._file = journal(env) / f"{attempt.attempt_id}.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,8 +154,15 @@ def open_attempts(env: Environment) -> list[tuple[Attempt, float, bool]]:
         except (FileNotFoundError, json.JSONDecodeError):
             continue  # closed meanwhile
         attempt = Attempt(**{**raw, "resources": Resources(**raw["resources"])})
-        found.append((attempt, last_seen, process_identity.is_running(attempt.pid, str(attempt.process_started_at))))
+        found.append((attempt, last_seen, _lives(attempt, last_seen)))
     return found
+
+
+def _lives(attempt: Attempt, last_seen: float) -> bool:
+    """Whether the attempt's process runs: asked of the kernel where its pid is one of ours, else by its heartbeat (another machine, another pod)."""
+    if attempt.place in ("", process_identity.place()):
+        return process_identity.is_running(attempt.pid, str(attempt.process_started_at))
+    return time.time() - last_seen < _SILENT_SECONDS
 
 
 def reconcile(env: Environment) -> list[str]:

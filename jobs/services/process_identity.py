@@ -6,6 +6,7 @@ from the clock of now. Change here: what identifies a process. Not here: what is
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _STARTTIME = 19  # field 22 of /proc/<pid>/stat, counted from the state, the first after the name in parentheses
@@ -17,6 +18,14 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def place() -> str:
+    """Where this process's pid means something: the boot of this machine and the pid namespace (every container has its own)."""
+    try:
+        return f"{boot_id()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return boot_id()
 
 
 def started(pid: int) -> str:

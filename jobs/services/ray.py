@@ -65,7 +65,8 @@ def train(
         settings = _TRAIN_SETTINGS if env.services.get("ray_address") else {**_TRAIN_SETTINGS, **_ONE_MACHINE_SETTINGS}
         with ray_connection.connected(env, resources, settings):
             followers = [_Follower(i, Path(run.folder) / METRICS, began, on_step) for i, run in enumerate(runs)]
-            _fit(waiting, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers, together=together)
+            there = _capacity(env, resources)
+            _fit(waiting, there, name=name, resources=resources, processes=launch.processes, scratch=scratch, followers=followers, together=together)
         starts = [f.started_at for f in followers if f.started_at is not None]
         launch.launch_seconds = min(starts) - began if starts else None
     launch.results = [found for run in runs if (found := result_of(run.folder)) is not None]
@@ -74,16 +75,24 @@ def train(
     return launch
 
 
+def _capacity(env: Environment, resources: Resources) -> dict[str, float]:
+    """CPUs and GPUs to count on: those that Ray has, or all of ``resources`` where Ray adds machines when they are asked for (``ray_autoscales``)."""
+    import ray
+
+    if env.services.get("ray_autoscales"):
+        return {"CPU": resources.cores, "GPU": resources.gpus}
+    return ray.cluster_resources()
+
+
 def _fit(
-    runs: Sequence[TrainingRun], *, name: str, resources: Resources, processes: int, scratch: str, followers: Sequence[_Follower], together: bool,
+    runs: Sequence[TrainingRun], there: Mapping[str, float], *, name: str, resources: Resources, processes: int, scratch: str,
+    followers: Sequence[_Follower], together: bool,
 ) -> None:  # fmt: skip
     """Run the trainer in a thread and follow the metrics in this one."""
-    import ray
     from ray import cloudpickle
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    there = ray.cluster_resources()
     if together:
         _require_place(processes, there, resources)
     cores = max(1.0, min(resources.cores, there.get("CPU", 0.0)) / processes)

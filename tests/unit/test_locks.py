@@ -112,7 +112,7 @@ def test_what_the_stages_import_is_no_test_dependency():
     used = locks.uses(locks.read_lock(ROOT / locks.MAIN))
     assert {used[name] for name in ("pyspark", "torch", "ray", "mlflow", "apache-airflow")} == {"runtime"}
     assert used["lm-eval"] == "extra lm-eval" and used["pytest"] == "tests" and used["cyclonedx-python-lib"] == "tests"
-    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) == {"lm-eval", "test"}
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) == {"kubernetes", "lm-eval", "test"}
 
 
 def test_every_jar_has_a_sha256_and_the_lists_agree(tmp_path):

@@ -47,6 +47,19 @@ def killed(env, *, beats=0.0):
     return at, int(pid)
 
 
+def test_an_attempt_of_another_pod_lives_by_its_heartbeat(env, monkeypatch):
+    """Its pid means nothing here: another machine has other processes, another container its own numbers."""
+    running = ledger.Running(env, ledger.Attempt("train", "tiny", "k" * 32, None, env.stage_resources("train"), time.time()))
+    monkeypatch.setattr(ledger.process_identity, "place", lambda: "another boot pid:[2]")
+    monkeypatch.setattr(ledger.process_identity, "is_running", lambda pid, began: pytest.fail("asked about a pid of another place"))
+    assert ledger.reconcile(env) == [], "charged as killed while it works, and its own rows would come second"
+    running._stop.set()
+    running._beat.join()
+    silent = time.time() - ledger._SILENT_SECONDS - 1
+    os.utime(ledger.journal(env) / f"{running.attempt.attempt_id}.json", (silent, silent))
+    assert ledger.reconcile(env) == [running.attempt.attempt_id]
+
+
 def as_airflow(start, end, **more):
     text = {"start_date": dt.datetime.fromtimestamp(start, dt.UTC).isoformat().replace("+00:00", "Z"),
             "end_date": None if end is None else dt.datetime.fromtimestamp(end, dt.UTC).isoformat().replace("+00:00", "Z")}  # fmt: skip
