@@ -1,4 +1,4 @@
-"""What is done to a running platform: processes killed or stopped, the disk full or read-only, the clock a day off. All drawn from a seed.
+"""What is done to a running platform: processes killed or stopped, the disk full or read-only. All drawn from a seed.
 
 Change here: what can happen, and how. Not here: when a trial is passed (trial.py).
 """
@@ -42,7 +42,7 @@ _WAIT_FOR_VICTIM_SECONDS = 30.0
 class Disturbance:
     """``moment``: share of the undisturbed job's duration. ``seconds``: how long it lasts (0: a kill)."""
 
-    kind: str  # kill | stop | full | read-only | clock
+    kind: str  # kill | stop | full | read-only
     moment: float
     victim: str = ""
     seconds: float = 0.0
@@ -52,15 +52,15 @@ class Disturbance:
         return f"{self.kind}{f' {self.victim}' if self.victim else ''}{lasting} at {100 * self.moment:.0f} %"
 
 
-def draw(seed: int, *, can_mount: bool, can_fake_time: bool) -> list[Disturbance]:
+def draw(seed: int, *, can_mount: bool) -> list[Disturbance]:
     """One to three disturbances, in the order they happen; what this machine does not allow is not drawn."""
     luck = random.Random(seed)
-    kinds = ["kill"] * 14 + ["stop"] * 3 + ["full", "read-only"] * can_mount + ["clock"] * can_fake_time
+    kinds = ["kill"] * 14 + ["stop"] * 3 + ["full", "read-only"] * can_mount
     found = []
-    for _ in range(luck.choice((1, 1, 2, 3))):
+    for _ in range(luck.choice((1, 2, 2, 3))):
         kind, moment = luck.choice(kinds), luck.uniform(0.02, 0.95)
         victim = luck.choice(VICTIMS if kind == "kill" else (*SERVICES, "stage", "raylet", "supervisor")) if kind in ("kill", "stop") else ""
-        seconds = {"kill": 0.0, "stop": luck.choice((5.0, 30.0, 150.0)), "clock": luck.choice((0.0, 40.0))}.get(kind, luck.uniform(10, 40))
+        seconds = {"kill": 0.0, "stop": luck.choice((5.0, 30.0, 150.0))}.get(kind, luck.uniform(10, 40))
         found.append(Disturbance(kind, moment, victim, seconds))
     return sorted(found, key=lambda one: one.moment)
 
@@ -98,8 +98,8 @@ def _words(process: psutil.Process) -> str:
 class Hands:
     """Does it, and undoes what lasts. ``undo`` puts everything right whatever happened."""
 
-    def __init__(self, env: Environment, clock: Path | None, luck: random.Random, command: int) -> None:
-        self.env, self.clock, self.luck, self.command = env, clock, luck, command
+    def __init__(self, env: Environment, luck: random.Random, command: int) -> None:
+        self.env, self.luck, self.command = env, luck, command
         self.stopped: dict[int, str] = {}
 
     def do(self, what: Disturbance) -> str:
@@ -151,15 +151,6 @@ class Hands:
             time.sleep(what.seconds)
         return f"warehouse read-only for {what.seconds:.0f} s"
 
-    def _clock(self, what: Disturbance) -> str:
-        assert self.clock is not None
-        offset = self.luck.choice(("+1d", "-1d"))
-        self.clock.write_text(offset)
-        if what.seconds:
-            time.sleep(what.seconds)
-            self.clock.write_text("+0")
-        return f"clock {offset}{f' for {what.seconds:.0f} s' if what.seconds else ' from then on'}"
-
     def undo(self) -> None:
         for pid in list(self.stopped):
             self._go_on(pid)
@@ -207,22 +198,6 @@ def own_disk(folder: Path, megabytes: int) -> Iterator[bool]:
     finally:
         if done.returncode == 0:
             subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
-
-
-def fake_time_library() -> Path | None:
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
-
-
-def fake_time(clock: Path) -> dict[str, str]:
-    """Variables of processes whose time of day is moved by what ``clock`` says; their monotonic clocks are not."""
-    library = fake_time_library()
-    if library is None:
-        return {}
-    clock.write_text("+0")
-    clock.chmod(0o644)
-    return {
-        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }  # fmt: skip
 
 
 def line(of: dict[str, object]) -> str:

@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import disturbances
 import httpx
 from disturbances import Disturbance, Hands
 from running_platform import still_running, until
@@ -149,23 +148,23 @@ def _is_stopped(pid: int | None) -> bool:
     return False
 
 
-def command(env: Environment, variables: dict[str, str], log: Path, *words: str) -> subprocess.Popen[bytes]:
+def command(env: Environment, log: Path, *words: str) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", *words, "--home", str(env.home)], cwd=REPO, env={**os.environ, **variables}, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "jobs.cli", *words, "--home", str(env.home)], cwd=REPO, stdin=subprocess.DEVNULL,
             stdout=out, stderr=out,
         )  # fmt: skip
 
 
-def run_job(env: Environment, variables: dict[str, str], log: Path, planned: list[Disturbance], usual_seconds: float, outcome: Outcome, clock: Path) -> None:
+def run_job(env: Environment, log: Path, planned: list[Disturbance], usual_seconds: float, outcome: Outcome) -> None:
     """`moeline up`, `moeline run`, the disturbances at their moments; where the command failed, both once more."""
     luck = random.Random(f"{outcome.seed} hands")
     began = time.monotonic()
     for attempt in range(3):
-        if command(env, variables, log, "up").wait(timeout=600) != 0:
+        if command(env, log, "up").wait(timeout=600) != 0:
             outcome.happened.append("`moeline up` failed")
-        job = command(env, variables, log, "run", "--recipe", RECIPE, "--days", str(DAYS))
-        hands = Hands(env, clock, luck, job.pid)
+        job = command(env, log, "run", "--recipe", RECIPE, "--days", str(DAYS))
+        hands = Hands(env, luck, job.pid)
         try:
             while planned and job.poll() is None:
                 if time.monotonic() - began >= planned[0].moment * usual_seconds:
@@ -188,7 +187,8 @@ def run_job(env: Environment, variables: dict[str, str], log: Path, planned: lis
 def judge(env: Environment, outcome: Outcome, expected: dict[str, list[str]] | None, witness: Witness) -> None:
     """Everything that must be true after a trial."""
     say = outcome.problems.append
-    if outcome.retries > 1:
+    # A dead command cannot go on, and with the supervisor everything ends: each must be given again.
+    if outcome.retries > max(1, sum(f"killed {who}" in what for who in ("command", "supervisor") for what in outcome.happened)):
         say(f"{outcome.retries} retries of the command")
     if not local.status(env)["running"]:
         local.up(env, echo=lambda _: None)
@@ -250,14 +250,10 @@ def trial(seed: int, home: Path, model: Path, work: Path, planned: list[Disturba
     """All of it; ``work`` keeps the log. The home is left as it is at the end, stopped."""
     env = fresh(home, model)
     outcome = Outcome(seed, [str(one) for one in planned])
-    clock = work / f"clock-{seed}"
-    variables = disturbances.fake_time(clock) if any(one.kind == "clock" for one in planned) else {}
     witness = Witness(env)
     witness.start()
     try:
-        run_job(env, variables, work / f"seed-{seed}.log", list(planned), usual_seconds, outcome, clock)
-        if variables:
-            clock.write_text("+0")
+        run_job(env, work / f"seed-{seed}.log", list(planned), usual_seconds, outcome)
         judge(env, outcome, expected, witness)
     except AssertionError as problem:
         outcome.problems.append(str(problem)[:500])
