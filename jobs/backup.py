@@ -80,7 +80,7 @@ def copy_all(env: Environment, copies: Copies, zone: Path | None, dump: Callable
     for name in _BEFORE_TABLES:
         _copy_folder(copies, f"warehouse/{name}", env.warehouse / name)
     tables = {}
-    for root in sorted(path.parent for path in env.warehouse.glob(f"*/{table_files.LOG}") if not path.parent.name.startswith(("_", "."))):
+    for root in table_files.roots(env.warehouse):
         if (found := copy_table(copies, root)) is not None:
             tables[root.name] = found
     for name in _AFTER_TABLES:

@@ -6,13 +6,13 @@ Change here: options and words. Not here: what is copied (jobs/backup.py), how i
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import Environment
+from jobs.terminal import printed, say
 
 BACKUP = (
     "Copy the home, while the platform runs, into a new folder named by the time (UTC) inside FOLDER, which is new, empty, or holds earlier backups: "
@@ -36,16 +36,12 @@ def add_to(commands: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
     back.add_argument("backup", metavar="BACKUP", help="the folder of one backup")
 
 
-def _echo(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _backup(arguments: argparse.Namespace, env: Environment) -> dict[str, Any]:
     from jobs import backup
 
     folder = Path(arguments.folder)
     try:
-        found = backup.verify(folder, echo=_echo) if arguments.verify else backup.backup(env, folder, landing=arguments.landing, echo=_echo)
+        found = backup.verify(folder, echo=say) if arguments.verify else backup.backup(env, folder, landing=arguments.landing, echo=say)
     except OSError as error:
         raise MoelineError(f"{error}. No backup was made; is {folder} a disk that can be written, with room on it?") from error
     if not arguments.json:
@@ -57,7 +53,7 @@ def _restore(arguments: argparse.Namespace, env: Environment) -> dict[str, Any]:
     from jobs import restore
 
     try:
-        found = restore.restore(env, Path(arguments.backup), echo=_echo)
+        found = restore.restore(env, Path(arguments.backup), echo=say)
     except OSError as error:
         raise MoelineError(f"{error}. Nothing was restored; can {arguments.backup} be read, is there room for {env.home}?") from error
     if not arguments.json:
@@ -77,4 +73,4 @@ def render(found: Mapping[str, Any]) -> str:
         f"  databases: {', '.join(found['databases']) or 'none'}; landing zone: {found['landing']}",
         "  It holds keys and passwords, and keeps what is forgotten later: delete it when a document must be gone everywhere.",
     ]
-    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines) + "\n"
+    return printed(lines)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
+from jobs.terminal import say
 
 _EXAMPLES = """examples:
   moeline up                                       start the local platform (PostgreSQL, Airflow, Spark, Ray, MLflow)
@@ -33,14 +34,10 @@ _EXAMPLES = """examples:
 """
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _up(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs.services import platform
 
-    return platform.up(env, echo=_say)
+    return platform.up(env, echo=say)
 
 
 def _down(arguments: argparse.Namespace, env: Any) -> Any:
@@ -63,7 +60,7 @@ def _run(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import launch
 
     return launch.run(
-        env, arguments.recipe, arguments.days, echo=_say, gauntlet_data=arguments.gauntlet_data, budget_usd=arguments.budget, over_budget=arguments.over_budget
+        env, arguments.recipe, arguments.days, echo=say, gauntlet_data=arguments.gauntlet_data, budget_usd=arguments.budget, over_budget=arguments.over_budget
     )
 
 
@@ -75,12 +72,12 @@ def _backfill(arguments: argparse.Namespace, env: Any) -> Any:
     if arguments.stale:
         found = stale.stale_days(env, recipes.load(arguments.recipe, gauntlet_data=arguments.gauntlet_data, home=env.home))
         for day in found:
-            _say(f"{day.interval}: {day.why()}")
+            say(f"{day.interval}: {day.why()}")
         days = [day.interval for day in found]
     else:
         days = launch.day_range(arguments.first, arguments.last)
     return launch.backfill(
-        env, days, recipe=arguments.recipe, reprocess=arguments.reprocess or arguments.stale, echo=_say, gauntlet_data=arguments.gauntlet_data
+        env, days, recipe=arguments.recipe, reprocess=arguments.reprocess or arguments.stale, echo=say, gauntlet_data=arguments.gauntlet_data
     )
 
 
@@ -191,7 +188,7 @@ def _explain(arguments: argparse.Namespace, env: Any) -> Any:
 def _forget(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import forget
 
-    return forget.act(arguments, env, _say)
+    return forget.act(arguments, env, say)
 
 
 def _order(arguments: argparse.Namespace, env: Any) -> Any:
@@ -206,13 +203,13 @@ def _order(arguments: argparse.Namespace, env: Any) -> Any:
 def _sample_data(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs import sample_data
 
-    return sample_data.act(arguments, env, _say)
+    return sample_data.act(arguments, env, say)
 
 
 def _evaluate(arguments: argparse.Namespace, env: Any) -> Any:
     from jobs.evaluating import arguments as given
 
-    return given.evaluate(arguments, env, echo=_say)
+    return given.evaluate(arguments, env, echo=say)
 
 
 def _lm_eval(arguments: argparse.Namespace, env: Any) -> Any:
@@ -377,16 +374,16 @@ def main(argv: list[str] | None = None) -> int:
     except MoelineError as problem:
         if arguments.debug:
             raise
-        _say(f"moeline {arguments.command}: {problem}")
+        say(f"moeline {arguments.command}: {problem}")
         return 3 if type(problem).__name__ in ("CheckFailed", "BudgetExceeded") else 1
     except OSError as problem:  # a name too long, no folder there, no permission: whichever file it was
         if arguments.debug:
             raise
         about = f"{problem.strerror}: {str(problem.filename)[:300]}" if problem.filename is not None else problem
-        _say(f"moeline {arguments.command}: {about}. With --debug: where it happened.")
+        say(f"moeline {arguments.command}: {about}. With --debug: where it happened.")
         return 1
     except KeyboardInterrupt:
-        _say(f"moeline {arguments.command}: interrupted")
+        say(f"moeline {arguments.command}: interrupted")
         return 130
     if arguments.json:
         print(json.dumps(outcome, default=str, sort_keys=True))

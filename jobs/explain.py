@@ -16,6 +16,7 @@ from jobs.contract import MoelineError, TableVersion
 from jobs.decontamination import split_pieces
 from jobs.environment import Environment
 from jobs.services import delta, results
+from jobs.terminal import printed
 
 if TYPE_CHECKING:
     import pyarrow.compute as pc
@@ -189,7 +190,7 @@ def render(story: Mapping[str, Any]) -> str:
         lines += ["", f"kept in place of {len(copies)} other documents:"]
         lines += [_line("", f"{c['doc_id']} of {c['interval']}: {c['scope']}, Jaccard {c['jaccard']:.3f}") for c in copies[:MAX_COPIES]]
         lines += [_line("", f"... and {len(copies) - MAX_COPIES} more (--json lists all)")] if len(copies) > MAX_COPIES else []
-    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines) + "\n"
+    return printed(lines)
 
 
 def _line(stage: str, text: str) -> str:

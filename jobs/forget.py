@@ -22,6 +22,7 @@ from jobs.environment import Environment
 from jobs.services import landing, results, table_migrations, tombstones, unfinished_home
 from jobs.services.locks import locked
 from jobs.services.tombstones import Request
+from jobs.terminal import printed
 
 ABOUT = "Forget a document on request: it leaves every table, older versions included, and every future training set; the trainings that saw it are listed."
 _SHOWN = 10
@@ -247,7 +248,7 @@ def render(found: Mapping[str, Any]) -> str:
     lines += _list("can no longer be rebuilt", [row["what"] for row in found["unreadable"]])
     lines += _list("tokenizers trained on a day that held it (their vocabulary may hold words of it; they stay)", found["tokenizers"])
     lines += _list("landing files that hold it (yours: moeline never changes them; it will not come in again)", found["landing_files"])
-    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines) + "\n"
+    return printed(lines)
 
 
 def _list(title: str, rows: Iterable[str]) -> list[str]:

@@ -23,6 +23,7 @@ from jobs.contract import MoelineError
 from jobs.environment import REPO
 from jobs.services import foundry_files
 from jobs.services.foundry_files import Content, DataFile, FileList, UnreachableError, problem_with
+from jobs.terminal import say
 
 FIRST_SEEN = "first_seen.json"  # sha256 of files that nobody had hashed before: the same ones are expected from then on
 _SECONDS_BETWEEN_LINES = 1.0
@@ -40,11 +41,9 @@ def add_to(actions: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _fetch(arguments: argparse.Namespace, env: Any) -> dict[str, Any]:
-    import sys
-
     found = fetch(
         env, source=arguments.source, to=Path(arguments.to) if arguments.to else None, tasks=_labels(arguments.tasks), unpinned=arguments.unpinned,
-        echo=lambda text: print(text, file=sys.stderr, flush=True),
+        echo=say,
     )  # fmt: skip
     if not arguments.json:
         print(render(found), end="")

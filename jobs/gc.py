@@ -20,7 +20,6 @@ from typing import Any
 
 from expectations.tables import TABLES
 from jobs.environment import Environment
-from jobs.purge import running_attempts
 from jobs.services import delta, ledger, locks, table_files
 from jobs.services.training import LOCK
 from jobs.tools import attempt_lock
@@ -75,7 +74,7 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
 
 def _working_folders(env: Environment, found: Found) -> None:
     """Staged rows and scratch space that no process works in any more. An attempt holds its lock before it has a folder."""
-    for folder in _entries(env.warehouse / "_staging"):
+    for folder in sorted((env.warehouse / "_staging").glob("*")):
         lock = locks.held_file(env, "forget") if folder.name.startswith("forget-") else locks.file_of(env, attempt_lock(folder.name))
         with locks.not_in_use(lock) as free:
             if free:
@@ -123,8 +122,8 @@ def _temporary_files(env: Environment, found: Found, before: float) -> None:
     roots = [env.artifacts, *(env.warehouse / name for name in ("_results", "_forgotten"))]
     roots += [env.home / name for name in ("attempts", "progress", "recipes", "airflow", "spark", "mlflow", "ray")]
     files = [file for root in roots if root.is_dir() for file in root.rglob("*") if _TEMPORARY.fullmatch(file.name) and file.is_file()]
-    files += [file for file in _entries(env.home) if _TEMPORARY.fullmatch(file.name)]
-    files += [file for file in _entries(Path(tempfile.gettempdir()), "moeline-model-*") if file.lstat().st_uid == os.geteuid()]
+    files += [file for file in sorted(env.home.glob("*")) if _TEMPORARY.fullmatch(file.name)]
+    files += [file for file in sorted(Path(tempfile.gettempdir()).glob("moeline-model-*")) if file.lstat().st_uid == os.geteuid()]
     for file in dict.fromkeys(files):
         with contextlib.suppress(FileNotFoundError):
             if file.lstat().st_mtime <= before:
@@ -135,7 +134,7 @@ def _temporary_files(env: Environment, found: Found, before: float) -> None:
 
 def _locks(env: Environment, found: Found) -> None:
     """Lock files of single pieces of work that nobody holds; who waits for one notices that it is gone (locks.locked)."""
-    for file in _entries(locks.file_of(env, "any").parent):
+    for file in sorted(locks.file_of(env, "any").parent.glob("*")):
         if file.name.startswith(_OF_ONE_WORK):
             with locks.not_in_use(file) as free:
                 if free:
@@ -146,16 +145,12 @@ def _spark_scratch(env: Environment, found: Found) -> None:
     """Scratch folders of Spark: nobody's once no engine can be running."""
     from jobs.services import platform
 
-    folders = _entries(env.home / "spark" / "local")
-    if folders and (platform.status(env)["running"] or running_attempts(env)):
+    folders = sorted((env.home / "spark" / "local").glob("*"))
+    if folders and (platform.status(env)["running"] or any(alive for _, _, alive in ledger.open_attempts(env))):
         found.kept.append("Spark's scratch folders: the platform or a stage runs")
         return
     for folder in folders:
         found.remove("Spark's scratch folders", folder)
-
-
-def _entries(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted(folder.glob(pattern))
 
 
 def _size(path: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import Environment
+from jobs.terminal import printed
 
 ABOUT = (
     "Remove what killed processes left behind: rows never published, working folders, unfinished checkpoints, temporary files, locks, Spark's scratch space; "
@@ -47,4 +48,4 @@ def render(found: Mapping[str, Any]) -> str:
     lines = [f"{number:,} {kind}" for kind, number in sorted(found["counts"].items())]
     lines += [f"{in_words(found['bytes'])} {verb}" if lines else "Nothing was left behind."]
     lines += [f"kept: {reason}" for reason in found["kept"]]
-    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines) + "\n"
+    return printed(lines)

@@ -21,9 +21,10 @@ from typing import Any
 from jobs import backup, restore
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, locks, process_identity, table_files, unfinished_home
+from jobs.services import backup_folder, ledger, locks, table_files, unfinished_home
 from jobs.services.backup_folder import Copies, Progress, in_words
 from jobs.services.results import write_whole
+from jobs.terminal import printed
 
 RECEIPT = "migration.json"  # in the new home: where it came from, and what was compared
 _LOCK_SECONDS = 60.0
@@ -133,11 +134,9 @@ def _refuse_if_running(source: Environment) -> None:
 
     if is_same_process(read_record(source.home).get("supervisor")):
         raise MoelineError(f"The platform of {source.home} is running, and what it writes now would stay behind. Stop it: moeline down --home {source.home}")
-    for file in sorted((source.home / "attempts").glob("*.json")):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            attempt = json.loads(file.read_text())
-            if process_identity.is_running(int(attempt.get("pid") or 0), str(attempt.get("process_started_at") or "")):
-                raise MoelineError(f"Stage {attempt.get('stage')} is running in {source.home} (process {attempt['pid']}). Let it end, then try again.")
+    for attempt, _, alive in ledger.open_attempts(source):
+        if alive:
+            raise MoelineError(f"Stage {attempt.stage} is running in {source.home} (process {attempt.pid}). Let it end, then try again.")
 
 
 def _lands_in(source: Environment, target: Environment, asked: bool) -> bool:
@@ -209,7 +208,7 @@ def _compare_files(copies: Copies, echo: Echo) -> None:
 def _compare_tables(source: Environment, unfinished: Environment) -> dict[str, Any]:
     """Rows of every version on both sides; raises MoelineError where they differ."""
     found = {}
-    for root in sorted(path.parent for path in source.warehouse.glob(f"*/{table_files.LOG}") if not path.parent.name.startswith(("_", "."))):
+    for root in table_files.roots(source.warehouse):
         before, after = table_files.rows_by_version(root), table_files.rows_by_version(unfinished.warehouse / root.name)
         if before != after:
             wrong = sorted(version for version in before.keys() | after.keys() if before.get(version, -1) != after.get(version, -1))
@@ -268,4 +267,4 @@ def render(found: Mapping[str, Any]) -> str:
         f"  {found['from']} is as it was. Start one of the two only: both hold the same runs. Remove the old one when the new one has shown that it works.",
         f"  Go on with: {variables} moeline up",
     ]
-    return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines) + "\n"
+    return printed(lines)

@@ -6,13 +6,13 @@ Change here: options and words. Not here: what moves and how (jobs/migrate.py).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import Environment
+from jobs.terminal import say
 
 ABOUT = (
     "Make a new home, with another environment file, out of one whose platform is stopped: tables with all versions, recorded results, artifacts, registry and "
@@ -38,7 +38,7 @@ def _migrate(arguments: argparse.Namespace, env: Environment) -> dict[str, Any]:
     source, target = Environment.load(arguments.env, arguments.source), Environment.load(arguments.to, arguments.home)
     asked = str(Path(arguments.to).resolve()) if arguments.to.endswith(".toml") else arguments.to
     try:
-        found = migrate.migrate(source, target, landing=arguments.landing, asked=asked, echo=lambda line: print(line, file=sys.stderr, flush=True))
+        found = migrate.migrate(source, target, landing=arguments.landing, asked=asked, echo=say)
     except OSError as error:
         raise MoelineError(f"{error}. Nothing was made; can {source.home} be read, is there room for {target.home}?") from error
     if not arguments.json:

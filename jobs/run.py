@@ -29,6 +29,7 @@ from jobs.inputs import Inputs, parse_versions, resolve_inputs
 from jobs.publishing import check_staged, publish_staged, stage_rows, turn
 from jobs.services import configs, ledger, results, table_migrations, unfinished_home
 from jobs.services.locks import locked
+from jobs.terminal import say
 from jobs.tools import StageTools, process_name
 
 EXIT_REFUSED = 3
@@ -65,7 +66,7 @@ def run_stage(
             found = _recorded(env, recipe, stage, key)
             if found is None:
                 return _decided(env, recipe, raised_by, _compute(env, module, config, recipe, resolved, key, interval, attempt or {}, gauntlet_data))
-    _say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
+    say(f"[{stage}] recorded before as {', '.join(found.outputs.values())}: nothing to compute, nothing to pay (run key {key})")
     if found.config_hash != recipe.config_hash(stage):  # recorded by a version that identified a corpus otherwise: readers look for this name
         results.record(env, found := replace(found, config_hash=recipe.config_hash(stage)))
     return _decided(env, recipe, raised_by, replace(found, reused=True))
@@ -80,10 +81,10 @@ def _recorded(env: Environment, recipe: recipes.Recipe, stage: str, key: str) ->
     """The recorded result of this work, if it still holds."""
     found = results.find(env, stage, key)
     if found is not None and stale.must_be_done_again(env, stage, found):
-        _say(f"[{stage}] {found.interval} is done again: it dropped documents for copies or benchmark items that another day no longer keeps")
+        say(f"[{stage}] {found.interval} is done again: it dropped documents for copies or benchmark items that another day no longer keeps")
         return None
     if found is not None and budget.may_go_on(env, recipe, found):
-        _say(f"[{stage}] goes on from step {found.metrics['steps']}: it ended there for a budget of ${found.metrics['budget_usd']:.4f}")
+        say(f"[{stage}] goes on from step {found.metrics['steps']}: it ended there for a budget of ${found.metrics['budget_usd']:.4f}")
         return None
     return found
 
@@ -205,10 +206,6 @@ def plan(env: Environment, recipe: recipes.Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _stop(signal_number: int, frame: FrameType | None) -> None:
     raise Stopped(signal_number)
 
@@ -271,18 +268,18 @@ def main(argv: list[str] | None = None) -> int:
             approved_by=arguments.approved_by,
         )  # fmt: skip
     except Stopped:
-        _say(f"[{arguments.stage}] stopped; nothing half-done is visible, the next try continues")
+        say(f"[{arguments.stage}] stopped; nothing half-done is visible, the next try continues")
         return 143
     except (CheckFailed, BudgetExceeded) as refusal:
-        _say(f"[{arguments.stage}] refused: {refusal}")
+        say(f"[{arguments.stage}] refused: {refusal}")
         return EXIT_REFUSED
     except MoelineError as problem:
         if arguments.debug:
             raise
-        _say(f"[{arguments.stage}] {problem}")
+        say(f"[{arguments.stage}] {problem}")
         return 1
     shown = {k: v for k, v in result.metrics.items() if isinstance(v, (int, float, str, bool))}
-    _say(f"[{arguments.stage}] {'reused' if result.reused else f'done in {result.wall_seconds:.1f} s, ${result.cost_usd:.4f}'}: {shown}")
+    say(f"[{arguments.stage}] {'reused' if result.reused else f'done in {result.wall_seconds:.1f} s, ${result.cost_usd:.4f}'}: {shown}")
     sys.stdout.flush()
     print(result.to_json(), flush=True)
     return 0

@@ -6,11 +6,11 @@ Change here: options and words. Not here: how a table is upgraded (jobs/services
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from jobs.environment import Environment
+from jobs.terminal import say
 
 ABOUT = (
     "Bring the tables of a home that an earlier moeline wrote to this version's columns. Each table changes in one commit; its older versions, and recorded "
@@ -27,7 +27,7 @@ def add_to(commands: Any, leaf: Callable[..., argparse.ArgumentParser]) -> None:
 def _upgrade(arguments: argparse.Namespace, env: Environment) -> dict[str, Any]:
     from jobs.services import table_migrations
 
-    found = table_migrations.upgrade(env, only_look=arguments.check, echo=lambda line: print(line, file=sys.stderr, flush=True))
+    found = table_migrations.upgrade(env, only_look=arguments.check, echo=say)
     if not arguments.json:
         print(table_migrations.render(found), end="")
     return found

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,22 @@ def still_running(home: Path) -> list[str]:
                 command = " ".join(process.cmdline())
                 if str(home) in command or str(home) == process.cwd() or process.cwd().startswith(f"{home}/"):
                     found.append(command)
+    return found
+
+
+def stage_tries(env: Environment, runs: Iterable[tuple[str, str]] | None = None) -> list[tuple[tuple[str, str, str, int], dict[str, Any]]]:
+    """Every try Airflow made of a stage: ((dag, run, task, try), what it says of it). ``runs``: only of these (dag, run)."""
+    from jobs.config import STAGES
+    from jobs.services.airflow import AirflowClient
+    from jobs.services.reconciling import DAGS
+
+    found = []
+    with AirflowClient(env) as client:
+        if runs is None:
+            runs = [(dag, run["dag_run_id"]) for dag in DAGS for run in client.dag_runs(dag)]
+        for dag, run in runs:
+            stages = [task["task_id"] for task in client.task_instances(dag, run) if task["task_id"] in STAGES]
+            found += [((dag, run, stage, one["try_number"]), one) for stage in stages for one in client.task_tries(dag, run, stage)]
     return found
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,11 @@ def kill_at_random(env: Environment, stage: str, day: str | None, usual_seconds:
     return running
 
 
-def table_rows(env: Environment, names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of tables in a comparable order, without what no two runs share (times, paths, versions of services)."""
+def table_rows(env: Environment, names: Iterable[str], without: Collection[str] = VOLATILE) -> dict[str, list[dict[str, Any]]]:
+    """Rows of tables in a comparable order, without the columns that no two runs share (times, paths, versions of services)."""
     found = {}
     for name in names:
-        rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in delta.rows(env, name)]
+        rows = [{k: v for k, v in row.items() if k not in without} for row in delta.rows(env, name)]
         found[name] = sorted(rows, key=lambda r: json.dumps(r, default=str, sort_keys=True))
     return found
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from running_platform import stage_tries
 
 from jobs.environment import Environment
 
@@ -45,12 +46,4 @@ def whole_job(platform: Environment) -> WholeJob:
 
 def _tries(env: Environment, outcome: dict[str, Any]) -> list[tuple[str, str, str, int]]:
     """(dag, run, task, try) of every stage."""
-    from jobs.config import STAGES
-    from jobs.services.airflow import AirflowClient
-
-    found = []
-    with AirflowClient(env) as client:
-        for dag_id, run_id in ((run["dag_id"], run["run_id"]) for run in outcome["runs"]):
-            stages = [task["task_id"] for task in client.task_instances(dag_id, run_id) if task["task_id"] in STAGES]
-            found += [(dag_id, run_id, stage, one["try_number"]) for stage in stages for one in client.task_tries(dag_id, run_id, stage)]
-    return sorted(found)
+    return sorted(key for key, _ in stage_tries(env, [(run["dag_id"], run["run_id"]) for run in outcome["runs"]]))

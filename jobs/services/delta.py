@@ -142,20 +142,20 @@ def publish(
     the table still is at that version (0: created, no rows yet), else CommitConflict.
     """
     with locked(env, writers_lock(name), shared=True):
-        create_if_missing(env, name)
+        current = create_if_missing(env, name)
         actions = _add_actions(Path(uri(env, name)), TABLES[name], partition_value, staged)
-        return _replace(env, name, actions, partition_value, {"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, expected)
+        return _replace(env, current, name, actions, partition_value, {"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, expected)
 
 
 def _replace(
-    env: Environment, name: str, actions: list[Any], partition_value: str, metadata: dict[str, str], expected: TableVersion | None
+    env: Environment, current: deltalake.DeltaTable, name: str, actions: list[Any], partition_value: str, metadata: dict[str, str],
+    expected: TableVersion | None,
 ) -> TableVersion:  # fmt: skip
     from deltalake import CommitProperties, Transaction
     from deltalake.exceptions import CommitFailedError
 
     table, app_id = TABLES[name], f"{name}/{partition_value}"
     for _ in range(_ATTEMPTS):
-        current = create_if_missing(env, name)
         if expected is not None and current.version() != expected.version:
             raise CommitConflict(f"{name} moved from {expected} to {name}@{current.version()} while this attempt was computing. Run the stage again.")
         # One application id per table and partition, its version rising with every attempt: a date as version would make
@@ -171,7 +171,9 @@ def _replace(
             # back from a version it read earlier, so under concurrent commits it names the wrong one).
             return TableVersion(name, read + 1)
         except CommitFailedError:
-            time.sleep(0.02)  # another partition was committed first; ours is replaced as a whole, so committing on top of it is always right
+            # Another partition was committed first. Ours is replaced as a whole, so committing on top of it is always right.
+            time.sleep(0.02)
+            current = create_if_missing(env, name)
     raise CommitConflict(f"{name}: {_ATTEMPTS} commits in a row lost the race. Run fewer days at once (backfill_max_active_runs).")
 
 

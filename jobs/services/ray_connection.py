@@ -16,11 +16,14 @@ from jobs.contract import MoelineError
 from jobs.environment import Environment, Resources
 from jobs.services import platform
 
-LOCAL_STARTS = 3
+STARTS = 3
 
 # Whoever runs a cluster may set them otherwise.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts its processes by a plain fork out of one with gRPC's threads. gRPC's handler then starts these again in the child,
+    # where they can crash before the new program begins (Ray's issue 60316).
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default: do not hide accelerators from a worker that asked for none
 }
@@ -46,7 +49,7 @@ def connected(env: Environment, resources: Resources, settings: Mapping[str, str
         cpus = max(1, int(env.services.get("ray_cpus", os.cpu_count() or 1)))
         options = {"num_cpus": cpus, "num_gpus": int(resources.gpus), "include_dashboard": False, "object_store_memory": 128 << 20}
     with _environment(variables):
-        _init(options, attempts=1 if address else LOCAL_STARTS)
+        _init(options)
         import ray
 
         try:
@@ -80,24 +83,29 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
-def _init(options: dict[str, Any], *, attempts: int) -> None:
-    """ray.init; a local Ray gives itself 30 s to start, which a machine busy with other work can miss."""
+def _init(options: dict[str, Any]) -> None:
+    """ray.init, up to STARTS times where another try can help: a local Ray, or a server of our own that a head starts for Ray Client.
+
+    Both have 30 s to start, which a machine busy with other work can miss.
+    """
     import ray
     from ray._raylet import AuthenticationTokenLoader, Config
 
     # Ray keeps the first token it read for as long as the process lives, whichever cluster comes next.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    for attempt in range(1, attempts + 1):
+    for attempt in range(1, STARTS + 1):
         try:
             ray.init(**options, logging_level="ERROR", log_to_driver=False, configure_logging=False)
             return
         except Exception as error:  # Ray raises plain Exception here, among others
             ray.shutdown()
-            if attempt == attempts:
-                where = options.get("address", f"this machine ({attempts} times)")
-                reason = str(error).strip().splitlines()
-                raise MoelineError(f"Ray could not be reached or started on {where}: {reason[0] if reason else type(error).__name__}") from error
+            did_not_start = "address" not in options or isinstance(error, ConnectionAbortedError)
+            if attempt == STARTS or not did_not_start:
+                where = options.get("address", "this machine") + (f" ({attempt} times)" if attempt > 1 else "")
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                reason = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]  # of a traceback from a server the end
+                raise MoelineError(f"Ray could not be reached or started on {where}: {reason}") from error
 
 
 def _require_answer(address: str) -> None:

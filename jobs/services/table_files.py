@@ -30,6 +30,11 @@ class TableFiles:
     older: frozenset[str]
 
 
+def roots(warehouse: Path) -> list[Path]:
+    """Folders of all tables there are, by name."""
+    return sorted(path.parent for path in warehouse.glob(f"*/{LOG}") if not path.parent.name.startswith(("_", ".")))
+
+
 def newest(root: Path) -> TableFiles | None:
     """The table's newest version, or None where no commit was written yet. Raises MoelineError for a table that is not kept as ours are."""
     names = sorted(file.name for file in (root / LOG).glob("*"))

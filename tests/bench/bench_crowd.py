@@ -16,10 +16,10 @@ import time
 from collections import Counter
 
 import pytest
+from running_platform import stage_tries
 from stage_processes import Places, run, start, table_rows, written_by
 
 from jobs import gc, launch, sample_data
-from jobs.config import STAGES
 from jobs.environment import Environment
 from jobs.services import delta, ledger, reconciling, report, results
 from jobs.services import mlflow as registry
@@ -85,14 +85,9 @@ def judge_runs(env: Environment, asked: int) -> None:
     charges = report.attempts(env)
     charged = {(c["x_DagId"], c["x_DagRunId"], c["x_TaskId"], c["x_TaskTry"]) for c in charges}
     with AirflowClient(env) as client:
-        runs = [(dag, run) for dag in (launch.PREPARE, launch.BUILD) for run in client.dag_runs(dag)]
-        assert Counter(run["state"] for _, run in runs) == {"success": asked + len(BUDGETS)}
-        failed = [
-            (dag, run["dag_run_id"], task["task_id"], one["try_number"])
-            for dag, run in runs
-            for task in client.task_instances(dag, run["dag_run_id"]) if task["task_id"] in STAGES
-            for one in client.task_tries(dag, run["dag_run_id"], task["task_id"]) if one["state"] in ("failed", "up_for_retry") and one["start_date"]
-        ]  # fmt: skip
+        states = Counter(run["state"] for dag in (launch.PREPARE, launch.BUILD) for run in client.dag_runs(dag))
+    assert states == {"success": asked + len(BUDGETS)}
+    failed = [key for key, one in stage_tries(env) if one["state"] in ("failed", "up_for_retry") and one["start_date"]]
     assert set(failed) <= charged, set(failed) - charged
     done = Counter((c["x_Stage"], c["x_RunKey"]) for c in charges if c["x_Outcome"] == "succeeded")
     assert set(done.values()) == {1}, "the same work was paid twice"

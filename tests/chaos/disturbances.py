@@ -6,7 +6,6 @@ Change here: what can happen, and how. Not here: when a trial is passed (trial.p
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -198,7 +197,3 @@ def own_disk(folder: Path, megabytes: int) -> Iterator[bool]:
     finally:
         if done.returncode == 0:
             subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
-
-
-def line(of: dict[str, object]) -> str:
-    return json.dumps(of, sort_keys=True)

@@ -16,14 +16,16 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from disturbances import Disturbance, Hands
-from running_platform import still_running, until
+from running_platform import stage_tries, still_running, until
+from stage_processes import table_rows
 
 from expectations.tables import TABLES
 from jobs import gc
-from jobs.config import STAGES, WRITERS
+from jobs.config import WRITERS
 from jobs.environment import REPO, Environment
 from jobs.services import delta, ledger, reconciling, report, results
 from jobs.services import platform as local
@@ -50,13 +52,9 @@ class Outcome:
     gone: dict[str, int] = field(default_factory=dict)
 
 
-def rows_of(env: Environment) -> dict[str, list[str]]:
-    """Rows of all tables that a job writes, in a comparable order, without what no two jobs share."""
-    found = {}
-    for name in COMPARED:
-        rows = ({k: v for k, v in row.items() if k not in VOLATILE} for row in delta.rows(env, name))
-        found[name] = sorted(json.dumps(row, default=str, sort_keys=True) for row in rows)
-    return found
+def rows_of(env: Environment) -> dict[str, list[dict[str, Any]]]:
+    """Rows of all tables that a job writes, without what no two jobs share."""
+    return table_rows(env, COMPARED, VOLATILE)
 
 
 def environment(home: Path) -> Environment:
@@ -184,7 +182,7 @@ def run_job(env: Environment, log: Path, planned: list[Disturbance], usual_secon
     outcome.seconds = time.monotonic() - began
 
 
-def judge(env: Environment, outcome: Outcome, expected: dict[str, list[str]] | None, witness: Witness) -> None:
+def judge(env: Environment, outcome: Outcome, expected: dict[str, list[dict[str, Any]]] | None, witness: Witness) -> None:
     """Everything that must be true after a trial."""
     say = outcome.problems.append
     # A dead command cannot go on, and with the supervisor everything ends: each must be given again.
@@ -234,19 +232,14 @@ def _every_try_is_charged(env: Environment, outcome: Outcome) -> None:
     phases = [(c["x_AttemptId"], c["x_Phase"]) for c in charges if not c["x_CorrectsId"]]
     if doubled := {p for p in phases if phases.count(p) > 1}:
         outcome.problems.append(f"charged twice: {doubled}")
-    with AirflowClient(env) as client:
-        for dag in ("prepare_corpus", "build_model"):
-            for run in client.dag_runs(dag):
-                for task in client.task_instances(dag, run["dag_run_id"]):
-                    if task["task_id"] not in STAGES:
-                        continue
-                    for one in client.task_tries(dag, run["dag_run_id"], task["task_id"]):
-                        key = (dag, run["dag_run_id"], task["task_id"], one["try_number"])
-                        if one["state"] in ("failed", "up_for_retry") and one["start_date"] and key not in charged:
-                            outcome.problems.append(f"no cost row of {key}, which ended as {one['state']}")
+    for key, one in stage_tries(env):
+        if one["state"] in ("failed", "up_for_retry") and one["start_date"] and key not in charged:
+            outcome.problems.append(f"no cost row of {key}, which ended as {one['state']}")
 
 
-def trial(seed: int, home: Path, model: Path, work: Path, planned: list[Disturbance], usual_seconds: float, expected: dict[str, list[str]] | None) -> Outcome:
+def trial(
+    seed: int, home: Path, model: Path, work: Path, planned: list[Disturbance], usual_seconds: float, expected: dict[str, list[dict[str, Any]]] | None
+) -> Outcome:
     """All of it; ``work`` keeps the log. The home is left as it is at the end, stopped."""
     env = fresh(home, model)
     outcome = Outcome(seed, [str(one) for one in planned])

@@ -33,6 +33,7 @@ def cluster():
     runtime = Path(tempfile.mkdtemp(prefix="r"))  # socket paths must be short
     client = free_port()
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+    variables["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # as in the chart; see ray_connection
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard", "false"]
     command += ["--node-ip-address", "127.0.0.1", "--port", str(free_port()), "--ray-client-server-port", str(client), "--num-cpus", "2"]
     command += ["--object-store-memory", "200000000", "--temp-dir", str(runtime)]

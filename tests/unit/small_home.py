@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from jobs import backup, restore
 from jobs.contract import StageResult, TableVersion
 from jobs.environment import Environment
-from jobs.services import delta, results
+from jobs.services import delta, ledger, results
 
 DAYS = ("2026-01-01", "2026-01-02")
 NEWEST = {DAYS[0]: 5, DAYS[1]: 2}  # rows by day of the table fingerprints, at its newest version
@@ -60,6 +61,14 @@ def by_hand(env: Environment) -> Any:
     return sqlite3.connect(env.home / "mlflow-by-hand.db")
 
 
+def attempt(env: Environment, name: str, *, pid: int, process_started_at: str = "") -> Path:
+    """The journal of an attempt at the stage ``clean`` by a process."""
+    journaled = ledger.Attempt("clean", "tiny", "k", DAYS[0], env.stage_resources("clean"), 1_699_999_000.0, attempt_id=name, pid=pid)
+    file = ledger.journal(env) / f"{name}.json"
+    write(file, json.dumps(asdict(replace(journaled, process_started_at=process_started_at))))
+    return file
+
+
 def make(folder: Path) -> Environment:
     """The home itself: three versions of ``fingerprints``, results, a checkpoint, keys, a landed file, MLflow's database of work by hand."""
     env = Environment.load("local", folder)
@@ -76,8 +85,8 @@ def make(folder: Path) -> Environment:
     for name in ("keys/model-signing.pem", "airflow/passwords.json", "airflow/keys/fernet", "mlflow/password"):
         write(env.home / name, f"secret of {name}", 0o600)
     write(env.home / "recipes" / "mine.json", "{}")
-    write(env.home / "attempts" / "a1.json", "{}")
-    os.utime(env.home / "attempts" / "a1.json", (1_700_000_000, 1_700_000_000))
+    died = attempt(env, "a1", pid=0)
+    os.utime(died, (1_700_000_000, 1_700_000_000))
     for name in ("logs/stage.log", "platform.json", "locks/x.lock", "progress/p.json", "spark/token", "evaluations/cache", "warehouse/_staging/a/part.parquet"):
         write(env.home / name, "{}")
     with by_hand(env) as database:

@@ -173,8 +173,7 @@ def test_a_home_in_use_is_refused(home, target):
     with pytest.raises(MoelineError, match=f"is running, and what it writes now would stay behind. Stop it: moeline down --home {home.home}"):
         migrate.migrate(home, target)
     (home.home / "platform.json").unlink()
-    attempt = {"stage": "clean", "pid": os.getpid(), "process_started_at": process_identity.started(os.getpid())}
-    (home.home / "attempts" / "a2.json").write_text(json.dumps(attempt))
+    small_home.attempt(home, "a2", pid=os.getpid(), process_started_at=process_identity.started(os.getpid()))
     with pytest.raises(MoelineError, match="Stage clean is running"):
         migrate.migrate(home, target)
     assert not target.home.exists() and not target.warehouse.exists()

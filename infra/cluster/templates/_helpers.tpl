@@ -85,6 +85,7 @@ capabilities: {drop: [ALL]}
 - {name: MLFLOW_DISABLE_TELEMETRY, value: "true"}
 - {name: MLFLOW_TRACKING_SERVER_CERT_PATH, value: /etc/moeline/ca/ca.crt}
 - {name: GRPC_DEFAULT_SSL_ROOTS_FILE_PATH, value: /etc/moeline/ca/ca.crt}
+- {name: GRPC_ENABLE_FORK_SUPPORT, value: "0"} # see jobs/services/ray_connection.py
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO, value: "0"}
 {{- end }}

@@ -76,6 +76,7 @@ def ray_environment(env: Environment) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",  # see ray_connection
         # Its two pages of figures are the ports of Ray that ask for no token. The second has no switch: a number that is no port keeps it shut.
         "RAY_enable_metrics_collection": "0",
         "DASHBOARD_METRIC_PORT": "65536",
