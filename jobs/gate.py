@@ -32,7 +32,7 @@ def decided(env: Environment, recipe: Recipe, result: StageResult, *, raised_by:
 
     ``raised_by``: who asked for more than the recipe's own budget and may not decide that alone; where it would go on, a person is asked.
     """
-    rows = {row["metric"]: row for row in delta.rows(env, "forecasts") if row["run_key"] == result.run_key}
+    rows = {row["metric"]: row for row in delta.rows(env, "forecasts", where_in=[result.run_key])}
     if not {"cost_usd", "accuracy"} <= set(rows):
         return result
     money, skill = rows["cost_usd"], rows["accuracy"]

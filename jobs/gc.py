@@ -20,7 +20,7 @@ from typing import Any
 
 from expectations.tables import TABLES
 from jobs.environment import Environment
-from jobs.services import delta, ledger, locks, table_files
+from jobs.services import compaction, delta, ledger, locks, table_files
 from jobs.services.training import LOCK
 from jobs.tools import attempt_lock
 
@@ -56,7 +56,7 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
     """
     from jobs.services import platform
 
-    found = Found(dry_run)
+    found, before = Found(dry_run), time.time() - older_than_seconds if older_than_seconds else float("inf")
     if not dry_run:
         if charged := ledger.reconcile(env):
             found.counts["attempts charged"] = len(charged)
@@ -65,8 +65,11 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
     _working_folders(env, found)
     for name in TABLES:
         _unnamed_files(env, name, found)
+    for root in table_files.roots(env.warehouse):
+        for file in compaction.spare_checkpoints(root, before):
+            found.remove("spare checkpoints of tables' logs", file)
     _checkpoints(env, found)
-    _temporary_files(env, found, time.time() - older_than_seconds if older_than_seconds else float("inf"))
+    _temporary_files(env, found, before)
     _locks(env, found)
     _spark_scratch(env, found)
     return {"counts": found.counts, "bytes": found.bytes, "kept": found.kept, "dry_run": dry_run}

@@ -75,7 +75,7 @@ def plan(env: Environment, recipe: Recipe, *, share: float | None = None, budget
 
 def _newest(env: Environment, recipe: Recipe) -> Record | None:
     made = results.newest(env, "forecast", recipe=recipe.name)
-    rows = {} if made is None else {r["metric"]: r for r in delta.rows(env, "forecasts") if r["run_key"] == made.run_key}
+    rows = {} if made is None else {r["metric"]: r for r in delta.rows(env, "forecasts", where_in=[made.run_key])}
     return Record(made, rows) if made is not None and "loss" in rows else None
 
 
@@ -151,7 +151,7 @@ def _finished(env: Environment, recipe: Recipe) -> tuple[list[TrainConfig], str]
     except MoelineError:
         return [], "nothing is prepared for this recipe here, so no proxy can be finished"
     made = [r for r in results.of_stage(env, "forecast") if dict(r.inputs) == now and "sequences_digest" in r.metrics]
-    rows = {r["run_key"]: r for r in delta.rows(env, "forecasts") if r["metric"] == "loss"} if made else {}
+    rows = {r["run_key"]: r for r in delta.rows(env, "forecasts", where_in=[r.run_key for r in made]) if r["metric"] == "loss"}
     found: list[TrainConfig] = []
     for result in made:
         for config, _ in Record(result, {"loss": rows[result.run_key]}).proxies() if result.run_key in rows else ():

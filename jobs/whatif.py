@@ -69,7 +69,7 @@ def _seconds(here: Environment, recipe: Recipe, there: Environment, held: Resour
 
 def _forecast(env: Environment, recipe: Recipe) -> tuple[Mapping[str, Any], list[str]]:
     made = results.newest(env, "forecast", recipe=recipe.name)
-    rows = [r for r in delta.rows(env, "forecasts") if made is not None and r["run_key"] == made.run_key and r["metric"] == "wall_seconds"]
+    rows = [r for r in delta.rows(env, "forecasts", where_in=[made.run_key]) if r["metric"] == "wall_seconds"] if made is not None else []
     if not rows:
         raise MoelineError(f"Recipe {recipe.name} has no forecast yet, which says how long it trains. Run `moeline stage forecast --recipe {recipe.name}`.")
     other = rows[0]["target"] != json.dumps(canonical(recipe.train), sort_keys=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from expectations.tables import TABLES, Table
 from jobs.contract import CommitConflict, MoelineError, TableVersion
 from jobs.environment import Environment
+from jobs.services import compaction
 from jobs.services.locks import locked
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
     # Merged, because columns that were added later stand last in the table, wherever they are declared.
     with locked(env, writers_lock(name), shared=True):
         write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
+    if len(current.file_uris()) >= compaction.FILES:
+        compaction.join_files(env, name)
 
 
 def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] | None = None) -> pyarrow.dataset.Dataset:
@@ -237,12 +240,17 @@ def rows_by_file(env: Environment, name: str, found: Sequence[str], columns: Seq
     return rows
 
 
-def rows(env: Environment, name: str, *, columns: Sequence[str] | None = None, where: Any = None) -> list[dict[str, Any]]:
-    """All rows of the newest version of a (small) table; [] when it has never been written. ``columns``: only these; ``where``: an Arrow expression."""
+def rows(
+    env: Environment, name: str, *, columns: Sequence[str] | None = None, where: Any = None, where_in: Sequence[str] | None = None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """All rows of the newest version of a (small) table; [] when it has never been written.
+
+    ``columns``: only these; ``where``: an Arrow expression; ``where_in``: only these values of the partition column, without opening the files of others.
+    """
     newest = latest(env, name)
     if newest is None:
         return []
-    found = dataset(env, newest).to_table(columns=None if columns is None else list(columns), filter=where)
+    found = dataset(env, newest, where_in=where_in).to_table(columns=None if columns is None else list(columns), filter=where)
     return _as_dicts(found)
 
 

@@ -144,7 +144,7 @@ def one(records: Records, key: str) -> dict[str, Any] | None:
     behind = [*records.corpus(next(iter(stages.values())).inputs.get("sequences")).results, *stages.values()]
     keys = [r.run_key for r in behind]
     rows = _grouped(delta.rows(records.env, "checks", where=_is_in("run_key", keys)), "run_key")  # of this build alone
-    logged = delta.rows(records.env, "checkpoints", columns=("mlflow_run_id",), where=_is_in("run_key", [key]))
+    logged = delta.rows(records.env, "checkpoints", columns=("mlflow_run_id",), where_in=[key])
     return {**run, "checks": [_check(row) for key in keys for row in rows[key]], "mlflow_run_id": logged[-1]["mlflow_run_id"] if logged else None}
 
 

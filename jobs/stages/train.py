@@ -115,7 +115,7 @@ def _forecast(config: TrainConfig, tools: Tools) -> dict[str, Any] | None:
     from jobs.services import delta
 
     key = getattr(getattr(tools, "spending", None), "forecast_key", None)
-    return telemetry.forecast_curve([row for row in delta.rows(tools.env, "forecasts") if row["run_key"] == key], config) if key else None
+    return telemetry.forecast_curve(delta.rows(tools.env, "forecasts", where_in=[key]), config) if key else None
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
