@@ -2,7 +2,8 @@
 
 Whether something is used is asked of what cannot be out of date: a file lock, which the kernel drops with its holder, or the table's own log. Only
 temporary files have no such owner; they go when they are older than anybody takes to write one.
-Change here: what is left behind, and how it is told from what is in use. Not here: the command (gc_command.py), older versions of tables (purge.py).
+Change here: what is left behind, and how it is told from what is in use. Not here: the command (gc_command.py), history (history.py), older versions of
+tables (purge.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from expectations.tables import TABLES
+from jobs import history
 from jobs.environment import Environment
 from jobs.services import compaction, delta, ledger, locks, table_files
 from jobs.services.training import LOCK
@@ -49,10 +51,11 @@ class Found:
         self.bytes += size
 
 
-def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool = False) -> dict[str, Any]:
+def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool = False, history_seconds: float | None = None) -> dict[str, Any]:
     """Charge dead attempts, end orphaned processes, remove what dead processes left; returns the numbers by kind, ``bytes`` and ``kept`` (reasons).
 
-    ``older_than_seconds``: age from which a temporary file is nobody's any more. Safe beside everything else, twice, and killed at any moment.
+    ``older_than_seconds``: age from which a temporary file is nobody's any more; ``history_seconds``: that from which what only tells of ended work goes
+    (None: it stays). Safe beside everything else, twice, and killed at any moment.
     """
     from jobs.services import platform
 
@@ -72,6 +75,8 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
     _temporary_files(env, found, before)
     _locks(env, found)
     _spark_scratch(env, found)
+    if history_seconds is not None:
+        history.clear(env, found, time.time() - history_seconds)
     return {"counts": found.counts, "bytes": found.bytes, "kept": found.kept, "dry_run": dry_run}
 
 

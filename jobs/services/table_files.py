@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ LOG = "_delta_log"
 
 @dataclass(frozen=True)
 class TableFiles:
-    """Names below the table's folder. ``live``: what ``version`` reads; ``older``: what only earlier versions read, some of it perhaps removed since."""
+    """Names below the table's folder. ``live``: what ``version`` reads; ``older``: what only earlier versions read, some of it perhaps removed since.
+
+    ``removed_at``: of files of ``older``, when the commit that replaced them was made (Unix seconds), as far as the log goes back.
+    """
 
     version: int
     log: tuple[str, ...]
     live: frozenset[str]
     older: frozenset[str]
+    removed_at: Mapping[str, float]
 
 
 def roots(warehouse: Path) -> list[Path]:
@@ -43,7 +48,7 @@ def newest(root: Path) -> TableFiles | None:
         return None
     version = max(commits)
     checkpoints = {int(match[1]): name for name in names if (match := _CHECKPOINT.fullmatch(name)) and int(match[1]) <= version}
-    first, live, seen = min(commits), set[str](), set[str]()
+    first, live, seen, removed_at = min(commits), set[str](), set[str](), dict[str, float]()
     if first > 0:  # somebody cleaned the log up: it starts from a checkpoint
         usable = [at for at in checkpoints if at >= first - 1]
         if not usable:
@@ -55,13 +60,15 @@ def newest(root: Path) -> TableFiles | None:
         raise MoelineError(f"The log of {root} has no version {missing[0]}: the table cannot be read. Restore it from a backup.")
     for at in range(first, version + 1):
         added, removed = _of_commit(root, root / LOG / commits[at])
-        live = (live - removed) | added
+        live = (live - removed.keys()) | added
         seen |= added
+        removed_at |= removed
     checkpoints = {at: name for at, name in checkpoints.items() if at >= first - 1}
     for name in checkpoints.values():
         seen.update(*_of_checkpoint(root, root / LOG / name))
     log = [*(name for at, name in commits.items() if at >= first), *checkpoints.values()]
-    return TableFiles(version, tuple(f"{LOG}/{name}" for name in sorted(log)), frozenset(live), frozenset(seen - live))
+    gone_since = {name: at for name, at in removed_at.items() if name not in live}
+    return TableFiles(version, tuple(f"{LOG}/{name}" for name in sorted(log)), frozenset(live), frozenset(seen - live), gone_since)
 
 
 def rows(root: Path) -> tuple[int, int]:
@@ -100,24 +107,24 @@ def rows_by_version(root: Path) -> dict[int, int | None]:
     told: dict[int, int | None] = {}
     for version in range(first, found.version + 1):
         added, removed = _of_commit(root, root / LOG / f"{version:020}.json")
-        for names, sign in ((added - live, 1), (live & removed, -1)):
+        for names, sign in ((added - live, 1), (live & removed.keys(), -1)):
             rows += sign * sum(rows_of(name) or 0 for name in names)
             gone += sign * sum(rows_of(name) is None for name in names)
-        live = (live - removed) | added
+        live = (live - removed.keys()) | added
         told[version] = None if gone else rows
     return told
 
 
-def _of_commit(root: Path, file: Path) -> tuple[set[str], set[str]]:
-    """(files added, files removed) by one commit."""
-    added, removed = set(), set()
+def _of_commit(root: Path, file: Path) -> tuple[set[str], dict[str, float]]:
+    """(files added, files removed and when in Unix seconds) by one commit."""
+    added, removed = set(), {}
     for line in file.read_text().splitlines():
         action = json.loads(line)
         if "add" in action:
             added.add(_name(root, action["add"]))
         if "remove" in action:
-            removed.add(_name(root, action["remove"]))
-    return added, removed - added
+            removed[_name(root, action["remove"])] = action["remove"].get("deletionTimestamp", 0) / 1000.0
+    return added, {name: at for name, at in removed.items() if name not in added}
 
 
 def _of_checkpoint(root: Path, file: Path) -> tuple[set[str], set[str]]:
