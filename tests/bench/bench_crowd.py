@@ -8,6 +8,7 @@ process after the other makes of the same days in the same order; two models tha
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -118,9 +119,11 @@ def judge_registry(env: Environment) -> None:
     assert [process.wait(timeout=600) for process in both] == [0, 0], [process.stderr.read()[-2000:] for process in both]
     new = [r for r in delta.rows(env, "registrations") if r["run_key"] not in before]
     assert len({r["run_key"] for r in new}) == len({r["model_version"] for r in new}) == 2
-    champion = registry.client(env).get_model_version_by_alias("moeline", "champion").version
-    promoted = [r for r in delta.rows(env, "registrations") if r["promoted"]]
-    assert champion == max(promoted, key=lambda r: r["registered_at"])["model_version"]
+    rows = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
+    refused = Counter(gate["name"] for r in rows for gate in json.loads(r["gates"]) if not gate["passed"])
+    print(f"{len(rows)} registrations; gates that refused: {dict(refused)}", flush=True)
+    champion, promoted = registry.champion(registry.client(env), "moeline"), [r["model_version"] for r in rows if r["promoted"]]
+    assert promoted and champion is not None and champion.version == promoted[-1]
 
 
 if __name__ == "__main__":
