@@ -68,6 +68,11 @@ REVIEWED: Mapping[str, Reviewed] = {
         "LGPL-3.0-or-later",
         _LIBRARY + "; its text says version 3 or later with an exception for OpenSSL; the wheel bundles libpq, OpenSSL and Kerberos under their own licences",
     ),
+    "python-dateutil": Reviewed(
+        "unknown (BSD License, Apache Software License)",
+        "BSD-3-Clause",
+        "its licence file: BSD for all of it, Apache 2.0 as a second choice for what came after 2017; older than 4.0 because botocore (s3fs) asks for that",
+    ),
     "text-unidecode": Reviewed(
         "unknown (Artistic License, GNU General Public License (GPL), GNU General Public License v2 or later (GPLv2+))",
         "Artistic-1.0-Perl OR GPL-2.0-or-later",

@@ -21,6 +21,7 @@ from jobs.environment import Environment
 _READ_BYTES = 1 << 20
 # What stores say about content without sending it. Any other content has another value; the other way round need not hold.
 _CHECKSUMS = ("sha256", "md5Hash", "content_md5", "md5", "crc32c", "ETag", "etag")
+_WITH_BUCKETS = {"s3", "gs", "abfs"}
 
 
 class StoreError(OSError):
@@ -96,7 +97,7 @@ def files(env: Environment, interval: str) -> tuple[LandedFile, ...]:
     if isinstance(env.landing, Path):
         return tuple(_local_files(env.landing, interval))
     with _asking(env.landing) as (store, root):
-        found = [file for source in _folders(store, root) for file in _remote_files(store, root, env.landing, source, interval)]
+        found = [file for source in _sources(store, root, env.landing) for file in _remote_files(store, root, env.landing, source, interval)]
     return tuple(sorted(found, key=lambda file: file.relative))
 
 
@@ -109,7 +110,7 @@ def days(env: Environment) -> list[str]:
         return _with_files(
             [
                 (day, lambda at=f"{root}/{source}/{day}": any(path.startswith(f"{at}/") and _is_whole(path) for path in store.find(at)))
-                for source in _folders(store, root)
+                for source in _sources(store, root, env.landing)
                 for day in _folders(store, f"{root}/{source}")
             ]
         )
@@ -169,6 +170,16 @@ def _asking(url: str) -> Iterator[tuple[Any, str]]:
         ) from error
     except Exception as error:  # a store's own library raises anything
         raise MoelineError(f"The landing zone {url} could not be read: {type(error).__name__}: {str(error)[:300]}.") from error
+
+
+def _sources(store: Any, root: str, url: str) -> list[str]:
+    """Names of the zone's folders. A store with buckets knows no empty folder: where the zone is not found nothing landed, if its bucket is there."""
+    found = _folders(store, root)
+    protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+    bucket = root.split("/", 1)[0]
+    if not found and protocols & _WITH_BUCKETS and not store.exists(bucket):
+        raise MoelineError(f"The landing zone {url} could not be read: there is no bucket {bucket!r}, or these keys may not see it.")
+    return found
 
 
 def _folders(store: Any, at: str) -> list[str]:
