@@ -28,9 +28,13 @@ LARGEST_LOG_BYTES, TAIL_BYTES = 20_000_000, 1_000_000  # of a service that has b
 
 def clear(env: Environment, found: Found, before: float) -> None:
     """Remove what ended before ``before`` (Unix seconds), or count it."""
+    from jobs.services.platform import services
+
     _airflow(env, found, before)
-    for name in ("logs/airflow", "progress"):
-        _old_files(env.home / name, "task logs" if name != "progress" else "progress of tasks", found, before)
+    _old_files(env.home / "logs" / "airflow", "task logs", found, before)
+    _old_files(env.home / "progress", "progress of tasks", found, before)
+    for session in (services.runtime_folder(env.home) / "ray").glob("session_*/logs") if (env.home / "ray").is_dir() else ():
+        _old_files(session, "logs of Ray's workers", found, before)
     _service_logs(env.home / "logs", found)
     for name, table in TABLES.items():
         if not table.partition:

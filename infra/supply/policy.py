@@ -71,7 +71,7 @@ REVIEWED: Mapping[str, Reviewed] = {
     "python-dateutil": Reviewed(
         "unknown (BSD License, Apache Software License)",
         "BSD-3-Clause",
-        "its licence file: BSD for all of it, Apache 2.0 as a second choice for what came after 2017; older than 4.0 because botocore (s3fs) asks for that",
+        "its own text says BSD for all of it, Apache 2.0 as a second choice for what came after 2017; older than 4.0 because botocore (s3fs) asks for that",
     ),
     "text-unidecode": Reviewed(
         "unknown (Artistic License, GNU General Public License (GPL), GNU General Public License v2 or later (GPLv2+))",

@@ -14,6 +14,7 @@ import pytest
 from jobs import cli, gc, history
 from jobs.environment import REPO, Environment
 from jobs.services import compaction, delta, table_files
+from jobs.services.platform.services import runtime_folder
 
 pytestmark = pytest.mark.integration
 DAY = 86_400.0
@@ -96,16 +97,18 @@ def test_old_logs_go_and_large_ones_are_cut(env: Environment, monkeypatch: pytes
     monkeypatch.setattr(history, "TAIL_BYTES", 100)
     old = write(env.home / "logs" / "airflow" / "dag_id=d" / "run_id=1" / "attempt=1.log", 40)
     young = write(env.home / "logs" / "airflow" / "dag_id=d" / "run_id=2" / "attempt=1.log", 3)
+    (env.home / "ray").mkdir(parents=True)
+    worker = write(runtime_folder(env.home) / "ray" / "session_1" / "logs" / "worker.out", 40)
     progress = write(env.home / "progress" / "run--ingest.json", 40)
     small = write(env.home / "logs" / "spark-connect.log", 40)
     large = write(env.home / "logs" / "mlflow.log", 0, "".join(f"line {k}\n" for k in range(500)))
     with large.open("ab") as service:  # as the supervisor opens it
         found = gc.collect(env, history_seconds=30 * DAY)
         service.write(b"and on\n")
-    assert not old.parent.exists() and young.is_file() and not progress.exists() and small.is_file()
+    assert not old.parent.exists() and young.is_file() and not progress.exists() and not worker.exists() and small.is_file()
     assert large.read_text() == "and on\n" and large.with_name("mlflow.log.1").read_text().endswith("line 498\nline 499\n")
     assert large.with_name("mlflow.log.1").read_text().startswith("line ") and large.with_name("mlflow.log.1").stat().st_size <= 100
-    assert found["counts"] == {"task logs": 1, "progress of tasks": 1, "logs of services": 1}
+    assert found["counts"] == {"task logs": 1, "progress of tasks": 1, "logs of Ray's workers": 1, "logs of services": 1}
 
 
 def test_joined_files_go_and_no_row_does(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
