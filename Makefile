@@ -1,6 +1,6 @@
 # `make` alone explains. The work is done by infra/local/bootstrap.py and the `moeline` command.
 .DEFAULT_GOAL := help
-.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page kills chaos crowd soak up down status clean lock sbom audit
+.PHONY: help run setup test lint golden screenshot bench bench-eval bench-prepare bench-train bench-forecast bench-gpu bench-page bench-growth kills chaos crowd soak up down status clean lock sbom audit
 
 # The first Python that fits; its shim may exist without a version behind it, so it is asked.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
@@ -64,6 +64,9 @@ chaos: setup ## The whole job with something going wrong at random moments: tria
 
 crowd: setup ## CROWD_DAYS=30 days, each asked for twice, at random, while models are built and the platform is stopped and started
 	@PYTHONPATH=. SEED=$(SEED) $(bin)/python -m pytest tests/bench/bench_crowd.py -s -q -o python_files='bench_*.py' -o timeout=7200
+
+bench-growth: setup ## What a step costs after 10 to 10,000 builds, 3 to 2,000 data days, 26 to 500 benchmarks (GROWTH_RUNS=10,100 and the like)
+	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_growth.py -s -q -o python_files='bench_*.py' -o timeout=7200
 
 soak: setup ## SOAK_RUNS=500 pipeline runs in a row: memory, files, databases, waiting times; and what `moeline gc --history` leaves
 	@PYTHONPATH=. $(bin)/python -m pytest tests/bench/bench_soak.py -s -q -o python_files='bench_*.py' -o timeout=86400

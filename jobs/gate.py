@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expectations import forecast_gate
 from jobs import budget, budgets, calibration
@@ -21,6 +21,9 @@ from jobs.config import Recipe
 from jobs.contract import StageResult, config_hash
 from jobs.environment import Environment
 from jobs.services import delta
+
+if TYPE_CHECKING:
+    from jobs.services import report
 
 RULE = "ForecastGate"
 APPROVAL = "Approval"
@@ -32,17 +35,21 @@ def decided(env: Environment, recipe: Recipe, result: StageResult, *, raised_by:
 
     ``raised_by``: who asked for more than the recipe's own budget and may not decide that alone; where it would go on, a person is asked.
     """
+    from jobs.services import report
+
     rows = {row["metric"]: row for row in delta.rows(env, "forecasts", where_in=[result.run_key])}
     if not {"cost_usd", "accuracy"} <= set(rows):
         return result
     money, skill = rows["cost_usd"], rows["accuracy"]
     spent = float(result.metrics.get("spent_usd", 0.0))
     cost = forecast_gate.Cost(spent, money["predicted"], money["low"], money["high"], recipe.budget_usd, budgets.left(env, recipe.name))
-    gain, incomparable = _gain(env, recipe, skill)
+    records = report.Records(env)
+    runs = report.runs_of(records, checks=False)
+    gain, incomparable = _gain(records, runs, recipe, skill)
     found = forecast_gate.decide(cost, gain, minimum=recipe.minimum_gain_points, on_over=recipe.on_over_budget, incomparable=incomparable)
     if raised_by and found.verdict == "go":
         found = replace(found, verdict="ask", why=f"budget raised by {raised_by}")
-    judged = calibration.calibration(env)
+    judged = calibration.of_runs(runs)
     _record_coverage(env, result, judged)
     decision: dict[str, Any] = {
         "decision": found.verdict, "why": found.why, "gate_sentences": [*found.sentences, *calibration.warnings(judged)], "budget_usd": recipe.budget_usd,
@@ -59,16 +66,15 @@ def approved(env: Environment, recipe: Recipe, inputs: Mapping[str, str], by: st
         _check(env, forecast, APPROVAL, {"approved_by": by, "budget_usd": recipe.budget_usd}, passed=True, failed=0)
 
 
-def _gain(env: Environment, recipe: Recipe, skill: dict[str, Any]) -> tuple[forecast_gate.Gain | None, str]:
+def _gain(
+    records: report.Records, runs: Sequence[Mapping[str, Any]], recipe: Recipe, skill: dict[str, Any]
+) -> tuple[forecast_gate.Gain | None, str]:  # fmt: skip
     """Expected gain over the champion; or None and, where there is one that cannot be compared, why."""
-    from jobs.services import report
-
-    records = report.Records(env)
     if records.champion is None:
         return None, ""
-    champion = report.named(records, "champion")
-    evaluated = next((r for r in records.by_stage["evaluate"] if r.run_key == champion["run_keys"].get("evaluate")), None)
-    if champion["accuracy"] is None or evaluated is None:
+    champion = next((run for run in reversed(runs) if run["model_version"] == records.champion), None)
+    evaluated = champion and next((r for r in records.by_stage["evaluate"] if r.run_key == champion["run_keys"].get("evaluate")), None)
+    if champion is None or evaluated is None or champion["accuracy"] is None:
         return None, f"champion v{records.champion} has no recorded scores"
     if evaluated.config_hash != recipe.config_hash("evaluate"):
         return None, f"champion v{records.champion} answered another suite of benchmarks"

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import Recipe
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
 from jobs.repeats import PASSAGE_BAND
 from jobs.services import delta, results, tombstones
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 _CHAIN = {"clean": "documents", "deduplicate": "clean_documents", "decontaminate": "unique_documents", "pack": "training_documents", "summarise": "documents"}
 _DOC_ID_LENGTH = 32
@@ -50,8 +53,9 @@ def stale_days(env: Environment, recipe: Recipe) -> list[StaleDay]:
     config, prepared = recipe.config_hash(last), [r for r in results.of_stage(env, last) if r.recipe == recipe.name]
     current = {str(r.interval) for r in prepared if r.config_hash == config}
     found = {str(r.interval): StaleDay(str(r.interval), other_rules=True) for r in prepared if str(r.interval) not in current}
-    for day, result in _newest(env, recipe.config_hash("deduplicate")).items():
-        if lost := lost_copies(env, result):
+    deduplicated = Deduplicated(env, recipe.config_hash("deduplicate"))
+    for day, result in deduplicated.newest.items():
+        if lost := deduplicated.lost_copies(result):
             found[day] = StaleDay(day, lost, other_rules=day in found)
     if requests := tombstones.requests(env):
         recorded = {stage: _of_recipe(env, recipe, stage) for stage in ("ingest", *_CHAIN)}
@@ -108,48 +112,63 @@ def named_items(env: Environment, result: StageResult, forgotten: frozenset[str]
     return int(pc.sum(pc.is_in(pc.utf8_slice_codeunits(found, 0, _DOC_ID_LENGTH), pa.array(sorted(forgotten), pa.string()))).as_py() or 0)
 
 
-def lost_copies(env: Environment, result: StageResult) -> dict[str, int]:
-    """Day -> documents that this deduplication dropped, or took passages from, for documents the day no longer keeps or without those passages.
+class Deduplicated:
+    """The deduplications of one config, and what they wrote; each table is opened once, however many days are looked at."""
 
-    Looks only into days prepared again since, so it costs nothing where there are none.
-    """
-    own = result.table("duplicates")
-    since = {day: r for day, r in _newest(env, result.config_hash).items() if day != result.interval and r.table("duplicates") > own}
-    gone: dict[str, set[str]] = {}
-    for table, kept_in, key in (("duplicates", "unique_documents", ("doc_id",)), ("repeated_passages", "fingerprints", ("doc_id", "hash"))):
-        if since and table in result.outputs:  # the second came later
-            for day, doc_id in _lost(env, result, since, table, kept_in, key):
-                gone.setdefault(day, set()).add(doc_id)
-    return {day: len(doc_ids) for day, doc_ids in gone.items()}
+    def __init__(self, env: Environment, config: str) -> None:
+        self.env = env
+        self.newest = {str(r.interval): r for r in results.of_stage(env, "deduplicate") if r.config_hash == config}  # day -> its newest
+        self._config = config
+        self._versions: dict[str, dict[str, TableVersion]] = {}
+        self._files: dict[TableVersion, dict[str, list[str]]] = {}
 
+    def lost_copies(self, result: StageResult) -> dict[str, int]:
+        """Day -> documents that this deduplication dropped, or took passages from, for documents the day no longer keeps or without those passages.
 
-def _lost(env: Environment, result: StageResult, since: Mapping[str, StageResult], table: str, kept_in: str, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(day, doc_id) of the rows of ``table`` that name a document of the day (or a passage of it) that ``kept_in`` no longer holds."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+        Looks only into days prepared again since, so it costs nothing where there are none.
+        """
+        own = result.table("duplicates")
+        since = {day: r for day, r in self.newest.items() if day != result.interval and r.table("duplicates") > own}
+        gone: dict[str, set[str]] = {}
+        for table, kept_in, key in (("duplicates", "unique_documents", ("doc_id",)), ("repeated_passages", "fingerprints", ("doc_id", "hash"))):
+            if since and table in result.outputs:  # the second came later
+                for day, doc_id in self._lost(result, since, table, kept_in, key):
+                    gone.setdefault(day, set()).add(doc_id)
+        return {day: len(doc_ids) for day, doc_ids in gone.items()}
 
-    columns = ["doc_id", "kept_interval", "kept_doc_id", *key[1:]]
-    asked = pc.field("kept_interval").isin(pa.array(sorted(since)))
-    named = delta.dataset(env, result.table(table), where_in=[str(result.interval)]).to_table(columns=columns, filter=asked)
-    for day in pc.unique(named["kept_interval"]).to_pylist():
-        wanted = named.filter(pc.equal(named["kept_interval"], day))
-        held = delta.dataset(env, since[day].table(kept_in), where_in=[day])
-        only = None if len(key) == 1 else pc.field("band") == PASSAGE_BAND
-        kept = held.to_table(columns=list(key), filter=only)
-        left = wanted.join(kept, ["kept_doc_id", *key[1:]], list(key), join_type="left anti")
-        yield from ((day, doc_id) for doc_id in pc.unique(left["doc_id"]).to_pylist())
+    def _lost(self, result: StageResult, since: Mapping[str, StageResult], table: str, kept_in: str, key: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        """(day, doc_id) of the rows of ``table`` that name a document of the day (or a passage of it) that ``kept_in`` no longer holds."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        columns = ["doc_id", "kept_interval", "kept_doc_id", *key[1:]]
+        asked = pc.field("kept_interval").isin(pa.array(sorted(since)))
+        named = self._rows(result, table).to_table(columns=columns, filter=asked)
+        for day in pc.unique(named["kept_interval"]).to_pylist():
+            wanted = named.filter(pc.equal(named["kept_interval"], day))
+            only = None if len(key) == 1 else pc.field("band") == PASSAGE_BAND
+            kept = self._rows(since[day], kept_in).to_table(columns=list(key), filter=only)
+            left = wanted.join(kept, ["kept_doc_id", *key[1:]], list(key), join_type="left anti")
+            yield from ((day, doc_id) for doc_id in pc.unique(left["doc_id"]).to_pylist())
+
+    def _rows(self, result: StageResult, table: str) -> pyarrow.dataset.Dataset:
+        """The rows that this result wrote, read at the newest version that still holds them: most days are, and one opening serves them all."""
+        if table not in self._versions:
+            up_to = max(r.table(table) for r in results.of_stage(self.env, "deduplicate") if table in r.outputs)
+            held = results.days_by_version(self.env, "deduplicate", table, up_to, self._config)
+            self._versions[table] = {day: version for version, days in held.items() for day in days}
+        day = str(result.interval)
+        version = self._versions[table][day] if self.newest.get(day) == result else result.table(table)
+        if version not in self._files:
+            self._files[version] = delta.files_by_partition(self.env, version)
+        return delta.of_files(self.env, version, self._files[version].get(day, []))
 
 
 def must_be_done_again(env: Environment, stage: str, found: StageResult) -> bool:
     """Whether a recorded result no longer holds although nothing it is identified by has changed."""
     if stage == "decontaminate":
         return bool(_named_items(env, tombstones.requests(env), {str(found.interval): found}))
-    return stage == "deduplicate" and bool(lost_copies(env, found))
-
-
-def _newest(env: Environment, config: str) -> dict[str, StageResult]:
-    """Day -> its newest deduplication with this config."""
-    return {str(r.interval): r for r in results.of_stage(env, "deduplicate") if r.config_hash == config}
+    return stage == "deduplicate" and bool(Deduplicated(env, found.config_hash).lost_copies(found))
 
 
 def summary(env: Environment, recipe: Recipe) -> dict[str, Any]:

@@ -206,8 +206,27 @@ def dataset(env: Environment, version: TableVersion, *, where_in: Sequence[str] 
     if table is None:
         raise MoelineError(f"Asked for {version}, but {version.name} has never been written here. `moeline stage` writes it.")
     found = table.file_uris(file_pruning_predicate=[(TABLES[version.name].partition, "in", list(where_in))] if where_in is not None else None)
+    return of_files(env, version, sorted(found) if where_in != [] else [])
+
+
+def files_by_partition(env: Environment, version: TableVersion) -> dict[str, list[str]]:
+    """The files of a table version by value of the partition column, as ``of_files`` takes them."""
+    import pyarrow as pa
+
+    table = open_table(env, version.name, version.version)
+    if table is None:
+        raise MoelineError(f"Asked for {version}, but {version.name} has never been written here. `moeline stage` writes it.")
+    actions = pa.table(table.get_add_actions(flatten=True))
+    found: dict[str, list[str]] = {}
+    for path, value in zip(actions["path"].to_pylist(), actions[f"partition.{TABLES[version.name].partition}"].to_pylist(), strict=True):
+        found.setdefault(str(value), []).append(f"{uri(env, version.name)}/{path}")
+    return found
+
+
+def of_files(env: Environment, version: TableVersion, found: Sequence[str]) -> pyarrow.dataset.Dataset:
+    """Rows of these files of a table version as a lazy Arrow dataset. Raises MoelineError when one is gone."""
     try:
-        return _of_files(env, version.name, sorted(found) if where_in != [] else [])
+        return _of_files(env, version.name, found)
     except FileNotFoundError:
         raise MoelineError(
             f"{version} can no longer be read: files of it held a document that was forgotten (`moeline forget`) and are removed. Read the newest version; "
