@@ -39,12 +39,15 @@ def status(env: Environment, *, now: dt.datetime | None = None, costs: Sequence[
 
     ``costs``: rows of the ledger, where they were read already.
     """
+    limited = limits(env)
+    if not limited:
+        return []
     now = now or dt.datetime.now(dt.UTC)
     start, end = charges.month_of(now.timestamp())
     rows = [r for r in (delta.rows(env, "costs") if costs is None else costs) if start <= r["ChargePeriodStart"] < end]
     elapsed = max(1.0, (now - start).total_seconds()) / (end - start).total_seconds()
     found = []
-    for name, limit in limits(env).items():
+    for name, limit in limited.items():
         spent = sum(r["BilledCost"] for r in rows if name is None or r["x_Recipe"] == name)
         level = "over" if spent >= limit else "warning" if spent >= WARN_AT * limit or spent / elapsed > limit else "ok"
         found.append({

@@ -122,8 +122,10 @@ def judge_registry(env: Environment) -> None:
     rows = sorted(delta.rows(env, "registrations"), key=lambda r: r["registered_at"])
     refused = Counter(gate["name"] for r in rows for gate in json.loads(r["gates"]) if not gate["passed"])
     print(f"{len(rows)} registrations; gates that refused: {dict(refused)}", flush=True)
-    champion, promoted = registry.champion(registry.client(env), "moeline"), [r["model_version"] for r in rows if r["promoted"]]
-    assert promoted and champion is not None and champion.version == promoted[-1]
+    api = registry.client(env)
+    for alias, last in (("champion", [r for r in rows if r["promoted"]][-1:]), ("challenger", [r for r in rows if not r["promoted"]][-1:])):
+        held = [v.version for v in api.search_model_versions("name='moeline'") if alias in api.get_model_version("moeline", v.version).aliases]
+        assert held == [r["model_version"] for r in last], (alias, held, last)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.hashsalt": "moeline", "font.size": 8}  # the same picture of the same numbers
+matplotlib.rcParams |= {"svg.hashsalt": "moeline", "svg.fonttype": "none", "font.size": 8}  # the same picture of the same numbers
 import matplotlib.pyplot as plt  # noqa: E402
 
 
