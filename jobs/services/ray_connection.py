@@ -68,6 +68,7 @@ def ended_drivers(env: Environment) -> list[dict[str, Any]]:
     with _environment({**_SETTINGS, **platform.client_environment(env)}):  # the token must be set before ray is imported
         from ray._raylet import GcsClient
 
+        _read_settings_anew()
         jobs = GcsClient(address=address.removeprefix("ray://")).get_all_job_info()
     return [{"pid": j.driver_pid, "started_at": j.start_time / 1000.0, "ended_at": j.end_time / 1000.0} for j in jobs.values() if j.is_dead and j.end_time]
 
@@ -83,17 +84,22 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
+def _read_settings_anew() -> None:
+    """Ray keeps whether there is a token, and the first it read, for as long as the process lives, whichever cluster comes next."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def _init(options: dict[str, Any]) -> None:
     """ray.init, up to STARTS times where another try can help: a local Ray, or a server of our own that a head starts for Ray Client.
 
     Both have 30 s to start, which a machine busy with other work can miss.
     """
     import ray
-    from ray._raylet import AuthenticationTokenLoader, Config
 
-    # Ray keeps the first token it read for as long as the process lives, whichever cluster comes next.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    _read_settings_anew()
     for attempt in range(1, STARTS + 1):
         try:
             ray.init(**options, logging_level="ERROR", log_to_driver=False, configure_logging=False)

@@ -59,3 +59,14 @@ def test_ray_knows_when_a_killed_driver_ended(with_head):
     (one,) = (reconciling.Driver(**d) for d in found)
     assert one.pid == driver.pid and began - 1 < one.started_at < at
     assert one.ended_at == pytest.approx(at, abs=2)
+
+
+def test_a_process_that_knew_another_ray_before_comes_with_this_ones_token(with_head):
+    """Ray reads once in a process's life whether there is a token, and when it is imported."""
+    program = (
+        "import ray\nfrom pathlib import Path\nfrom jobs.environment import Environment\nfrom jobs.services import ray_connection\n"
+        f"print(ray_connection.ended_drivers(Environment.load('local', Path({str(with_head.home)!r}))))"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

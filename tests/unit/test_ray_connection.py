@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-ray = pytest.importorskip("ray")
-
-from jobs.contract import MoelineError  # noqa: E402
-from jobs.services import ray_connection  # noqa: E402
+from jobs.contract import MoelineError
+from jobs.services import ray_connection
 
 TRACEBACK = "Initialization failure from server:\nTraceback (most recent call last):\nRuntimeError: Starting Ray client server failed."
 
@@ -21,6 +19,8 @@ TRACEBACK = "Initialization failure from server:\nTraceback (most recent call la
     ],
 )
 def test_what_does_not_start_is_tried_again_and_what_refuses_is_not(monkeypatch, options, error, tries, words):
+    import ray
+
     asked = []
 
     def refuse(**given):
@@ -34,6 +34,8 @@ def test_what_does_not_start_is_tried_again_and_what_refuses_is_not(monkeypatch,
 
 
 def test_a_client_server_that_starts_at_the_second_try_is_enough(monkeypatch):
+    import ray
+
     answers = [ConnectionAbortedError(TRACEBACK), None]
 
     def init(**given):
