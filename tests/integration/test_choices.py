@@ -48,7 +48,7 @@ def test_over_the_budget_a_person_is_asked_and_the_answer_counts(whole_job: Whol
             return any(t["task_id"] == "approve" and t["state"] == "awaiting_input" for t in client.task_instances("build_model", run_id))
 
         until(waiting, seconds=30, what="the task approve waits")
-        time.sleep(3)  # Airflow 3.3.2 fails the task when the answer comes before the process that asked has ended; no person is that quick
+        time.sleep(10)  # Airflow 3.3.2 fails the task when the answer comes before the process that asked has ended; no person is that quick
         body, path = {"chosen_options": [answer], "params_input": {}}, f"/api/v2/dags/build_model/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
         for role in ("viewer", "runner"):
             with person(whole_job.env, role) as somebody:
