@@ -6,6 +6,7 @@ watched (supervisor.py), how each is started (postgres.py, airflow.py, engines.p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
-from jobs.services.platform.ports import is_taken
+from jobs.services.platform.ports import is_taken, turn
 from jobs.services.platform.processes import MARK, end, leftovers, send, wait_until_gone
 from jobs.services.platform.record import is_same_process, locked, read_record, write_private, write_record
 from jobs.services.process_identity import boot_id, is_suspended
@@ -43,9 +44,14 @@ def up(env: Environment, *, echo: Callable[[str], None] = print) -> dict[str, An
     began = time.monotonic()
     unfinished_home.refuse(env)
     table_migrations.require_current(env)
-    with locked(env.home / "up.lock", timeout_seconds=_UP_SECONDS + 60, waiting=lambda: echo("Another `moeline up` is at work; waiting for it.")):
+    with contextlib.ExitStack() as held:
+        waiting = {"timeout_seconds": _UP_SECONDS + 60, "waiting": lambda: echo("Another `moeline up` is at work; waiting for it.")}
+        held.enter_context(locked(env.home / "up.lock", **waiting))
         record = read_record(env.home)
         started = not is_same_process(record.get("supervisor"))
+        if started:
+            held.enter_context(turn(**waiting))
+            began = time.monotonic()
         for further in reversed(range(_PORT_CHOICES)):
             if started:
                 _reap(env.home, record)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import socket
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 from jobs.contract import MoelineError
 
@@ -26,6 +31,30 @@ def choose_ports(usual: Mapping[str, int]) -> dict[str, int]:
     finally:
         for listener in held:
             listener.close()
+
+
+@contextlib.contextmanager
+def turn(*, timeout_seconds: float, waiting: Callable[[], None]) -> Iterator[None]:
+    """From choosing ports until somebody listens on them, one platform of this machine at a time.
+
+    Two that chose the same port would both be told to be healthy, by the one server that got it. A lock on the temporary folder, which is the same for
+    all and which nobody needs a file in; the kernel drops it with its holder. Who held it for ``timeout_seconds`` is not waited for any longer.
+    """
+    descriptor = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline, told = time.monotonic() + timeout_seconds, False
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    told = True
+                    waiting()
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_taken(port: int) -> bool:
