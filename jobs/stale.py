@@ -117,7 +117,8 @@ class Deduplicated:
 
     def __init__(self, env: Environment, config: str) -> None:
         self.env = env
-        self.newest = {str(r.interval): r for r in results.of_stage(env, "deduplicate") if r.config_hash == config}  # day -> its newest
+        self._all = results.of_stage(env, "deduplicate")
+        self.newest = {str(r.interval): r for r in self._all if r.config_hash == config}  # day -> its newest
         self._config = config
         self._versions: dict[str, dict[str, TableVersion]] = {}
         self._files: dict[TableVersion, dict[str, list[str]]] = {}
@@ -154,7 +155,7 @@ class Deduplicated:
     def _rows(self, result: StageResult, table: str) -> pyarrow.dataset.Dataset:
         """The rows that this result wrote, read at the newest version that still holds them: most days are, and one opening serves them all."""
         if table not in self._versions:
-            up_to = max(r.table(table) for r in results.of_stage(self.env, "deduplicate") if table in r.outputs)
+            up_to = max(r.table(table) for r in self._all if table in r.outputs)
             held = results.days_by_version(self.env, "deduplicate", table, up_to, self._config)
             self._versions[table] = {day: version for version, days in held.items() for day in days}
         day = str(result.interval)

@@ -8,7 +8,6 @@ Change here: when files are joined, which checkpoints stay. Not here: who asks f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from jobs.environment import Environment
 from jobs.services import locks, table_files
 
 FILES = 128  # joining so many takes as long as reading them twice; so a reader never opens many more
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _NEWEST = 2  # a reader may have just been told of the one before the newest
 
 
@@ -52,7 +50,7 @@ def spare_checkpoints(root: Path, before: float) -> list[Path]:
     The two newest stay, and of the others the last one below every power of two: together they are about as large as twice the newest, and the commits
     between them are there for who reads an older version.
     """
-    found = {int(match[1]): file for file in (root / table_files.LOG).glob("*.checkpoint.parquet") if (match := _CHECKPOINT.fullmatch(file.name))}
+    found = table_files.checkpoints(root)
     stay = {*sorted(found)[-_NEWEST:], *_last_of_powers(found)}
     return [found[at] for at in sorted(found) if at not in stay and found[at].stat().st_mtime <= before]
 

@@ -40,6 +40,11 @@ def roots(warehouse: Path) -> list[Path]:
     return sorted(path.parent for path in warehouse.glob(f"*/{LOG}") if not path.parent.name.startswith(("_", ".")))
 
 
+def checkpoints(root: Path) -> dict[int, Path]:
+    """Checkpoints of a table's log, by the version they are of."""
+    return {int(match[1]): file for file in (root / LOG).glob("*") if (match := _CHECKPOINT.fullmatch(file.name))}
+
+
 def newest(root: Path) -> TableFiles | None:
     """The table's newest version, or None where no commit was written yet. Raises MoelineError for a table that is not kept as ours are."""
     names = sorted(file.name for file in (root / LOG).glob("*"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from jobs.contract import MoelineError
+from jobs.services.platform.record import taken
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,16 +41,7 @@ def turn(*, timeout_seconds: float, waiting: Callable[[], None]) -> Iterator[Non
     """
     descriptor = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
     try:
-        deadline, told = time.monotonic() + timeout_seconds, False
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    told = True
-                    waiting()
-                time.sleep(0.2)
+        taken(descriptor, timeout_seconds=timeout_seconds, waiting=waiting)
         yield
     finally:
         os.close(descriptor)

@@ -68,6 +68,22 @@ def is_same_process(entry: dict[str, Any] | None) -> bool:
     return bool(entry and entry.get("pid")) and is_running(int(entry["pid"]), entry.get("started") or "")
 
 
+def taken(descriptor: int, *, timeout_seconds: float, waiting: Callable[[], None]) -> bool:
+    """Lock an open file or folder alone; whether that was possible in time. ``waiting`` is called once when another process holds it."""
+    deadline, told = time.monotonic() + timeout_seconds, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            if not told:
+                waiting()
+                told = True
+            time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_seconds: float, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the file lock ``path``; the kernel frees it when its holder dies, so it is never stale.
@@ -77,20 +93,8 @@ def locked(path: Path, *, timeout_seconds: float, waiting: Callable[[], None] = 
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline, told = time.monotonic() + timeout_seconds, False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise MoelineError(
-                        f"Another process has been holding {path} for {timeout_seconds:.0f} s. Wait for it, or end it, then try again."
-                    ) from None
-                if not told:
-                    waiting()
-                    told = True
-                time.sleep(0.2)
+        if not taken(descriptor, timeout_seconds=timeout_seconds, waiting=waiting):
+            raise MoelineError(f"Another process has been holding {path} for {timeout_seconds:.0f} s. Wait for it, or end it, then try again.")
         yield
     finally:
         os.close(descriptor)
