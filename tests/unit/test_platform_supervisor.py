@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from running_platform import until
 
 from jobs.environment import PLATFORM_FILE, REPO
 from jobs.services import platform
 from jobs.services.platform import processes, record, supervisor
 from jobs.services.platform.service import Service
+from jobs.services.process_identity import is_suspended
 
 # Listens on a Unix socket (its health check) until told to stop.
 SERVE = """
@@ -119,6 +121,7 @@ def test_a_suspended_service_is_not_told_to_be_well(running):
     """The kernel takes connections for it, so who only knocks would not notice."""
     entry = running.start(running.service("a")).wait("a", "healthy")
     os.kill(entry["pid"], signal.SIGSTOP)
+    until(lambda: is_suspended(entry["pid"]), seconds=10, what="the kernel has stopped it")  # not yet when kill returns
     assert platform.status(running.env)["services"]["a"]["state"] == "unhealthy"
     os.kill(entry["pid"], signal.SIGCONT)
     assert platform.status(running.env)["services"]["a"]["state"] == "healthy"
