@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class Environment:
     resources: dict[str, Resources]
     services: dict[str, Any]
     budgets: dict[str, Any] = field(default_factory=dict)
+    tables: str | None = None  # URL of the store the tables lie in (jobs/services/table_store.py); None: in the warehouse
 
     @classmethod
     def load(cls, name: str | None = None, home: str | Path | None = None) -> Environment:
@@ -53,7 +55,17 @@ class Environment:
             paths = {key: path if key == "landing" and "://" in path else (root / path).resolve() for key, path in given.items()}
         except (KeyError, TypeError) as error:
             raise MoelineError(f"{file}: missing or unknown setting: {error}. Compare it with infra/env/local.toml.") from None
-        return cls(name=file.stem, home=root, prices=prices, resources=resources, services=raw.get("services", {}), budgets=raw.get("budgets", {}), **paths)
+        tables = _tables_url(file, raw["paths"].get("tables"))
+        return cls(
+            name=file.stem,
+            home=root,
+            tables=tables,
+            prices=prices,
+            resources=resources,
+            services=raw.get("services", {}),
+            budgets=raw.get("budgets", {}),
+            **paths,
+        )
 
     def stage_resources(self, stage: str) -> Resources:
         return self.resources.get(stage, self.resources["default"])
@@ -68,6 +80,17 @@ class Environment:
         if "mlflow_uri" in given:  # another server than ours: our password is none of its business
             addresses = {key: value for key, value in addresses.items() if not key.startswith("mlflow_")}
         return {**addresses, **given}
+
+
+def _tables_url(file: Path, given: Any) -> str | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/\w[\w.=-]*)+/?", given):
+        raise MoelineError(
+            f'{file}: tables = {given!r} is no place for tables in a store. Name a bucket and a folder in it, "s3://bucket/tables", or leave it out: then '
+            "tables lie in the warehouse."
+        )
+    return given.rstrip("/")
 
 
 def _is_file(path: Path) -> bool:

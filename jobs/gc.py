@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from typing import Any
 from expectations.tables import TABLES
 from jobs import history
 from jobs.environment import Environment
-from jobs.services import compaction, delta, ledger, locks, table_files
+from jobs.services import compaction, delta, ledger, locks, table_files, table_store
 from jobs.services.training import LOCK
 from jobs.tools import attempt_lock
 
@@ -68,7 +69,7 @@ def collect(env: Environment, *, older_than_seconds: float = HOUR, dry_run: bool
     _working_folders(env, found)
     for name in TABLES:
         _unnamed_files(env, name, found)
-    for root in table_files.roots(env.warehouse):
+    for root in table_store.roots(env):
         for file in compaction.spare_checkpoints(root, before):
             found.remove("spare checkpoints of tables' logs", file)
     _checkpoints(env, found)
@@ -93,8 +94,8 @@ def _working_folders(env: Environment, found: Found) -> None:
 
 def _unnamed_files(env: Environment, name: str, found: Found) -> None:
     """Files in a table's folder that no commit names."""
-    root = Path(delta.uri(env, name))
-    if not root.is_dir():
+    root = table_store.root(env, name)
+    if not table_store.is_there(root):
         return
     with locks.not_in_use(locks.held_file(env, delta.writers_lock(name))) as alone:
         if not alone:
@@ -102,13 +103,12 @@ def _unnamed_files(env: Environment, name: str, found: Found) -> None:
             return
         newest = table_files.newest(root)
         named = set() if newest is None else newest.live | newest.older
-        for file in (file for file in sorted(root.rglob("*")) if file.is_file()):
-            relative = file.relative_to(root)
-            if relative.parts[0] == table_files.LOG:
-                if not _LOG_FILE.fullmatch(file.name):
-                    found.remove("unfinished commits", file)
-            elif relative.as_posix() not in named:
-                found.remove("rows never published", file)
+        for file in table_store.files(root):
+            if file.name.startswith(f"{table_files.LOG}/"):
+                if not _LOG_FILE.fullmatch(file.path.name):
+                    found.remove("unfinished commits", file.path)
+            elif file.name not in named:
+                found.remove("rows never published", file.path)
 
 
 def _checkpoints(env: Environment, found: Found) -> None:
@@ -166,5 +166,6 @@ def _size(path: Path) -> int:
     total = 0
     for file in files:
         with contextlib.suppress(FileNotFoundError):
-            total += file.lstat().st_size if not file.is_dir() or file.is_symlink() else 0
+            about = file.lstat() if isinstance(file, Path) else file.stat()  # a store knows no links
+            total += about.st_size if not stat.S_ISDIR(about.st_mode) else 0
     return total

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from expectations.tables import TABLES
 from jobs.environment import REPO, Environment
-from jobs.services import locks, table_files
+from jobs.services import locks, table_files, table_store
 from jobs.services.results import write_whole
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def _service_logs(folder: Path, found: Found) -> None:
 
 def _replaced_files(env: Environment, name: str, found: Found, before: float) -> None:
     """Files of an append-only table whose rows are all in a file that replaced them before ``before``."""
-    root = env.warehouse / name
+    root = table_store.root(env, name)
     with locks.not_in_use(locks.held_file(env, "forget")) as alone:  # a backup copies older versions too
         if not alone:
             found.kept.append(f"older versions of {name}: a backup or `moeline forget` is running")
             return
-        newest = table_files.newest(root) if root.is_dir() else None
+        newest = table_files.newest(root) if table_store.is_there(root) else None
         for file, removed_at in sorted(newest.removed_at.items()) if newest else ():
             if removed_at < before and (root / file).is_file():
                 found.remove(f"files of {name} that were joined", root / file)

@@ -18,7 +18,7 @@ from expectations.tables import TABLES
 from jobs.config import WRITERS, Recipe
 from jobs.contract import MoelineError, TableVersion
 from jobs.environment import Environment
-from jobs.services import delta, results, tombstones
+from jobs.services import delta, results, table_store, tombstones
 from jobs.services.landing import LandedFile
 from jobs.services.landing import files as landed_files
 
@@ -139,7 +139,7 @@ def _open_spark(env: Environment, name: str, where: dict[TableVersion, list[str]
     from jobs.services import spark
 
     partition = TABLES[name].partition
-    parts = [spark.read_table(tools.spark, delta.uri(env, name), v.version).where(f.col(partition).isin(values)) for v, values in where.items()]
+    parts = [spark.read_table(tools.spark, table_store.spark_address(env, name), v.version).where(f.col(partition).isin(values)) for v, values in where.items()]
     union = None
     for part in parts:
         union = part if union is None else union.unionByName(part)

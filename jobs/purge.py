@@ -20,7 +20,7 @@ from jobs.config import WRITERS
 from jobs.contract import MoelineError, StageResult, TableVersion, is_held_out
 from jobs.environment import Environment
 from jobs.seen_by import days_read
-from jobs.services import delta, ledger, locks, results
+from jobs.services import delta, ledger, locks, results, table_files, table_store
 from jobs.services.tombstones import Request
 from jobs.stale import is_without_forgotten
 from jobs.tools import attempt_lock
@@ -35,7 +35,7 @@ def mentions(file: Path, doc_ids: Sequence[str]) -> int:
     """Rows of a Parquet file that name one of ``doc_ids``; its text columns are not opened."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as opened:
+    with file.open("rb") as content, pq.ParquetFile(content) as opened:
         columns = [field.name for field in opened.schema_arrow if field.name not in _QUOTING and _is_text(field.type)]
         return sum(len(_naming(batch, doc_ids)) for batch in opened.iter_batches(columns=columns)) if columns else 0
 
@@ -154,13 +154,14 @@ def changed_items(env: Environment, request: Request) -> set[tuple[str, str]]:
     wrong answers to the items of other documents."""
     import pyarrow.parquet as pq
 
-    root, kept = Path(delta.uri(env, "benchmark_items")), kept_files(env, "benchmark_items", request)
+    root, kept = table_store.root(env, "benchmark_items"), kept_files(env, "benchmark_items", request)
     days = sorted({day for doc_id, days in request.places.items() for day in days if is_held_out(doc_id)})
     changed: set[tuple[str, str]] = set()
     for day in days:
         now, before = set(), set()
         for file in (root / f"interval={day}").glob("*.parquet"):
-            rows = pq.ParquetFile(file).read(columns=[*_ITEM, "item"]).to_pylist()
+            with file.open("rb") as content:
+                rows = pq.ParquetFile(content).read(columns=[*_ITEM, "item"]).to_pylist()
             (now if file in kept else before).update((r["benchmark"], r["item_id"], r["item"]) for r in rows)
         changed |= {(benchmark, item_id) for benchmark, item_id, _ in before - now}
     return changed
@@ -173,7 +174,7 @@ def files_of(env: Environment, version: TableVersion, day: str | None = None) ->
     """Files of a table version (and of one value of its partition), whether or not they are still there."""
     table = delta.open_table(env, version.name, version.version)
     pruned = None if day is None else [(TABLES[version.name].partition, "in", [day])]
-    return set() if table is None else {Path(uri) for uri in table.file_uris(file_pruning_predicate=pruned)}
+    return set() if table is None else {table_store.path(env, uri) for uri in table.file_uris(file_pruning_predicate=pruned)}
 
 
 def kept_files(env: Environment, name: str, request: Request) -> set[Path]:
@@ -201,14 +202,14 @@ def superseded(env: Environment, request: Request) -> list[Path]:
 
 
 def _parquet(env: Environment, name: str) -> list[Path]:
-    root = Path(delta.uri(env, name))
-    return sorted(file for file in root.rglob("*.parquet") if "_delta_log" not in file.relative_to(root).parts)
+    found = table_store.files(table_store.root(env, name))
+    return [file.path for file in found if file.name.endswith(".parquet") and not file.name.startswith(f"{table_files.LOG}/")]
 
 
 def unreadable(env: Environment, doomed: Iterable[Path]) -> list[dict[str, Any]]:
     """What can no longer be rebuilt once ``doomed`` are gone: table versions of recorded results, and training sets."""
     gone, found = set(doomed), []
-    held = {file.relative_to(env.warehouse).parts[0] for file in gone}
+    held = {name for name in TABLES if any(file.is_relative_to(table_store.root(env, name)) for file in gone)}
     for name in sorted(held & set(WRITERS)):
         for result in results.of_stage(env, WRITERS[name]):
             partition = result.interval or result.run_key
@@ -228,7 +229,7 @@ def remove(env: Environment, files: Iterable[Path]) -> int:
     removed = 0
     for file in files:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
+            file.unlink()
             removed += 1
     for folder in (env.warehouse / "_staging").glob("*"):
         with locks.not_in_use(locks.file_of(env, attempt_lock(folder.name))) as abandoned:
@@ -257,7 +258,7 @@ def left(env: Environment, doc_ids: Sequence[str]) -> list[dict[str, Any]]:
 
 def _left(env: Environment, doc_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
     def place(where: str, file: Path, rows: int | None) -> dict[str, Any]:
-        return {"where": where, "file": os.path.relpath(file, env.home), "rows": rows}
+        return {"where": where, "file": os.path.relpath(file, env.home) if isinstance(file, Path) else str(file), "rows": rows}
 
     for name in TABLES:
         newest = delta.latest(env, name)

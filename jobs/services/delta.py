@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from expectations.tables import TABLES, Table
 from jobs.contract import CommitConflict, MoelineError, TableVersion
 from jobs.environment import Environment
-from jobs.services import compaction
+from jobs.services import compaction, table_store
 from jobs.services.locks import locked
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def uri(env: Environment, name: str) -> str:
     """Where a table lives; raises MoelineError for a name that is not in expectations/tables.py."""
     if name not in TABLES:
         raise MoelineError(f"Unknown table {name!r}. Known tables: {', '.join(sorted(TABLES))}.")
-    return str(env.warehouse / name)
+    return table_store.address(env, name)
 
 
 def open_table(env: Environment, name: str, version: int | None = None) -> deltalake.DeltaTable | None:
@@ -67,7 +66,8 @@ def open_table(env: Environment, name: str, version: int | None = None) -> delta
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     try:
-        return DeltaTable(uri(env, name), version=version)
+        with table_store.asking(env.tables, OSError):
+            return DeltaTable(uri(env, name), version=version, storage_options=table_store.delta_options(env))
     except TableNotFoundError:
         return None
     except DeltaError as error:
@@ -93,7 +93,7 @@ def create_if_missing(env: Environment, name: str) -> deltalake.DeltaTable:
         try:
             DeltaTable.create(
                 uri(env, name), schema=arrow_schema(table), partition_by=[table.partition] if table.partition else None,
-                configuration=configuration, description=table.about, raise_if_key_not_exists=False,
+                configuration=configuration, description=table.about, raise_if_key_not_exists=False, storage_options=table_store.delta_options(env),
             )  # fmt: skip
         except (DeltaError, OSError):
             time.sleep(0.05)  # somebody else is creating it
@@ -125,10 +125,8 @@ def _add_actions(root: Path, table: Table, partition_value: str, staged: Path) -
         if rows == 0:
             continue
         relative = f"{table.partition}={partition_value}/{uuid.uuid4().hex}.parquet"
-        target = root / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
         size = file.stat().st_size
-        os.replace(file, target)
+        table_store.put(file, root / relative)
         stats = json.dumps({"numRecords": rows})
         actions.append(AddAction(relative, size, {table.partition: partition_value}, int(time.time() * 1000), True, stats))
     return actions
@@ -142,9 +140,9 @@ def publish(
     ``metadata`` (run key, code revision, ...) is stored as the commit's userMetadata. With ``expected`` the commit happens only if
     the table still is at that version (0: created, no rows yet), else CommitConflict.
     """
-    with locked(env, writers_lock(name), shared=True):
+    with locked(env, writers_lock(name), shared=True), table_store.asking(env.tables, OSError):
         current = create_if_missing(env, name)
-        actions = _add_actions(Path(uri(env, name)), TABLES[name], partition_value, staged)
+        actions = _add_actions(table_store.root(env, name), TABLES[name], partition_value, staged)
         return _replace(env, current, name, actions, partition_value, {"userMetadata": json.dumps(dict(metadata), sort_keys=True)}, expected)
 
 
@@ -194,7 +192,7 @@ def append(env: Environment, name: str, rows: Sequence[Mapping[str, Any]], *, on
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=arrow_schema(TABLES[name]))
     properties = CommitProperties(app_transactions=transactions, max_commit_retries=_ATTEMPTS)
     # Merged, because columns that were added later stand last in the table, wherever they are declared.
-    with locked(env, writers_lock(name), shared=True):
+    with locked(env, writers_lock(name), shared=True), table_store.asking(env.tables, OSError):
         write_deltalake(current, data, mode="append", schema_mode="merge", commit_properties=properties)
     if len(current.file_uris()) >= compaction.FILES:
         compaction.join_files(env, name)
@@ -242,7 +240,8 @@ def _of_files(env: Environment, name: str, found: Sequence[str]) -> pyarrow.data
     if not found:
         return ds.dataset(schema.empty_table())
     partitioning = ds.partitioning(pa.schema([schema.field(partition)]), flavor="hive") if partition else None
-    return ds.dataset(list(found), schema=schema, format="parquet", partitioning=partitioning, partition_base_dir=uri(env, name))
+    (*files, base), store = table_store.for_arrow(env, [*found, uri(env, name)])
+    return ds.dataset(files, schema=schema, format="parquet", filesystem=store, partitioning=partitioning, partition_base_dir=base)
 
 
 def rows_by_file(env: Environment, name: str, found: Sequence[str], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:

@@ -78,10 +78,10 @@ def resolve(scratch: Path) -> dict[str, Path]:
         "-cache", str(scratch / "cache"), "-confs", "default", "-types", "jar", "-retrieve", pattern,
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     except subprocess.TimeoutExpired:
         raise MoelineError(
-            "The Delta JARs were asked for; the repository did not answer within 300 s. Check the network, then run `make setup` again."
+            "The Delta JARs were asked for; the repository did not give them within 900 s. Check the network, then run `make setup` again."
         ) from None
     if done.returncode:
         problem = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())[-1500:]

@@ -25,7 +25,7 @@ class Kept:
         if table is None:
             return []
         chosen = None if columns is None else tuple(columns)
-        held = self._rows.setdefault((str(env.warehouse), name, chosen), {})
+        held = self._rows.setdefault((delta.uri(env, name), name, chosen), {})
         files = sorted(table.file_uris())
         held.update(delta.rows_by_file(env, name, [f for f in files if f not in held], chosen))
         for gone in held.keys() - set(files):

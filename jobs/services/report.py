@@ -157,14 +157,16 @@ def _is_in(column: str, values: list[str]) -> Any:
 def state(env: Environment) -> tuple[Any, ...] | None:
     """What changes when anything a report is made of does: newest entries of its tables and results, the price sheet, the hour. None: changing now."""
     places = [env.warehouse / "_results" / stage for stage in (*PREPARATION, *BUILD)]
-    places += [env.warehouse / table / "_delta_log" for table in ("costs", "checks", "scores", "forecasts", "registrations")]
+    tables = ("costs", "checks", "scores", "forecasts", "registrations")
+    places += [env.warehouse / table / "_delta_log" for table in tables if env.tables is None]
+    versions = tuple(str(delta.latest(env, table)) for table in tables if env.tables is not None)  # a store knows no time of a folder
     changed = tuple(
         place.stat().st_mtime_ns if place.is_dir() else 0 for place in places
     )  # a file put into a folder, or renamed over another, changes its time
     now = time.time_ns()
     if max(changed) > now - SETTLED_NS:
         return None  # folder times are coarse: another change may get the same one
-    return (str(env.home), env.name, hash(repr((env.prices, env.resources, env.budgets))), now // (3600 * 10**9), changed)
+    return (str(env.home), env.name, hash(repr((env.prices, env.resources, env.budgets))), now // (3600 * 10**9), changed, versions)
 
 
 def named(records: Records, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.environment import Environment
 from jobs.price_sheet import InstanceType, Resources
-from jobs.services import charges, delta, ledger
+from jobs.services import charges, delta, ledger, table_store
 from jobs.services.platform import uptime
 
 METHOD = "moeline-idle-v1"
@@ -129,7 +129,8 @@ def exact_shares(weights: Mapping[Any, float]) -> dict[Any, Decimal]:
 def stored_bytes(env: Environment) -> int:
     """Bytes of tables, artifacts and, where it is a folder here, the landing zone."""
     places = [env.warehouse, env.artifacts, *([env.landing] if isinstance(env.landing, Path) else [])]
-    return sum(_size(Path(root, name)) for place in places for root, _, files in os.walk(place) for name in files)
+    in_store = 0 if env.tables is None else sum(file.size for root in table_store.roots(env) for file in table_store.files(root))
+    return in_store + sum(_size(Path(root, name)) for place in places for root, _, files in os.walk(place) for name in files)
 
 
 def _size(file: Path) -> int:

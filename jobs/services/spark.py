@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs.contract import MoelineError
 from jobs.environment import REPO, Environment
+from jobs.services import table_store
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -56,6 +57,7 @@ def spark_conf(env: Environment) -> dict[str, str]:
         # A batch is held by a Python worker in several forms at once; documents may be megabytes long.
         "spark.sql.execution.arrow.maxBytesPerBatch": str(32 << 20),
         "spark.sql.execution.pyspark.python": sys.executable,
+        **table_store.hadoop_settings(env),
     }
 
 
@@ -68,6 +70,7 @@ def spark_environment(env: Environment) -> dict[str, str]:
         "SPARK_LOCAL_IP": "127.0.0.1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
+        **table_store.jvm_variables(env),
     }
 
 

@@ -1,11 +1,13 @@
 """The files that make up a Delta table up to one version: its log, what the version reads, and what its older versions read.
 
-Read from the log itself: every commit up to a version is there for ten years (delta.py), and a commit never changes once it is written.
+Read from the log itself: every commit up to a version is there for ten years (delta.py), and a commit never changes once it is written. A table is named by
+its folder, a path of this machine or of a store (table_store.py).
 Change here: which files a version needs. Not here: reading rows (delta.py), copying (jobs/backup.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -33,11 +35,6 @@ class TableFiles:
     live: frozenset[str]
     older: frozenset[str]
     removed_at: Mapping[str, float]
-
-
-def roots(warehouse: Path) -> list[Path]:
-    """Folders of all tables there are, by name."""
-    return sorted(path.parent for path in warehouse.glob(f"*/{LOG}") if not path.parent.name.startswith(("_", ".")))
 
 
 def checkpoints(root: Path) -> dict[int, Path]:
@@ -105,7 +102,9 @@ def rows_by_version(root: Path) -> dict[int, int | None]:
 
     def rows_of(name: str) -> int | None:
         if name not in counted:
-            counted[name] = pq.read_metadata(root / name).num_rows if (root / name).is_file() else None
+            counted[name] = None
+            with contextlib.suppress(FileNotFoundError), (root / name).open("rb") as file:
+                counted[name] = pq.read_metadata(file).num_rows
         return counted[name]
 
     rows, gone = sum(rows_of(name) or 0 for name in live), sum(rows_of(name) is None for name in live)
@@ -136,7 +135,8 @@ def _of_checkpoint(root: Path, file: Path) -> tuple[set[str], set[str]]:
     """(files the version reads, files that older versions read) as a checkpoint holds them, which readers believe more than the commits before it."""
     import pyarrow.parquet as pq
 
-    held = pq.read_table(file, columns=["add", "remove"])
+    with file.open("rb") as opened:
+        held = pq.read_table(opened, columns=["add", "remove"])
     sets = [{_name(root, action) for action in held[kind].to_pylist() if action} for kind in ("add", "remove")]
     return sets[0], sets[1]
 

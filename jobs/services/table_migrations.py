@@ -20,7 +20,7 @@ from expectations.migrations import AddColumn, Fill, steps_between
 from expectations.tables import TABLES
 from jobs.contract import CommitConflict, MoelineError
 from jobs.environment import Environment
-from jobs.services import delta, locks
+from jobs.services import delta, locks, table_store
 
 if TYPE_CHECKING:
     import deltalake
@@ -65,7 +65,7 @@ def pending(env: Environment, name: str, opened: deltalake.DeltaTable | None = N
             "that one, or restore a backup of before into another home. Nothing was changed."
         )
     steps = steps_between(name, found, known)
-    files, n_bytes = _to_write_again(Path(delta.uri(env, name)), TABLES[name].partition, table, [s.name for s in steps if s.fill is not None])
+    files, n_bytes = _to_write_again(table_store.root(env, name), TABLES[name].partition, table, [s.name for s in steps if s.fill is not None])
     return Pending(name, found, steps, files, n_bytes)
 
 
@@ -180,8 +180,10 @@ def _to_write_again(root: Path, partition: str, table: deltalake.DeltaTable, fil
         value = action.get(f"partition.{partition}")
         files.setdefault(value, []).append(action["path"])
         size[value] = size.get(value, 0) + action["size_bytes"]
-        if value not in lacking and _lacks(pq.read_metadata(root / action["path"]), filled):
-            lacking.add(value)
+        if value not in lacking:
+            with (root / action["path"]).open("rb") as file:
+                if _lacks(pq.read_metadata(file), filled):
+                    lacking.add(value)
     if lacking and not partition:
         lacking = set(files)
     return {value: tuple(files[value]) for value in lacking}, sum(size[value] for value in lacking)
@@ -202,7 +204,7 @@ def _write_again(env: Environment, one: Pending, table: deltalake.DeltaTable, ec
     from deltalake.exceptions import CommitFailedError
     from deltalake.transaction import AddAction
 
-    partition, root = TABLES[one.name].partition, Path(delta.uri(env, one.name))
+    partition, root = TABLES[one.name].partition, table_store.root(env, one.name)
     actions, said, total = [], time.monotonic(), sum(map(len, one.files.values()))
     for value, names in one.files.items():
         for name in names:
@@ -232,7 +234,12 @@ def _filled(one: Pending, root: Path, name: str) -> tuple[str, int]:
     table = TABLES[one.name]
     schema = delta.arrow_fields({c.name: c.type for c in table.columns if c.name != table.partition})
     made, rows = str(Path(name).parent / f"{uuid.uuid4().hex}.parquet"), 0
-    with pq.ParquetFile(root / name) as reading, pq.ParquetWriter(root / made, schema, compression="zstd") as writing:
+    with (
+        (root / name).open("rb") as old,
+        (root / made).open("wb") as new,
+        pq.ParquetFile(old) as reading,
+        pq.ParquetWriter(new, schema, compression="zstd") as writing,
+    ):
         for batch in reading.iter_batches():
             rows += batch.num_rows
             writing.write_batch(_complete(batch, one.steps, schema))
