@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, locks, table_files
+from jobs.services import backup_folder, locks, table_files, table_store
 from jobs.services.backup_folder import Copies, Progress, Unfinished, in_words, regular_files
 
 BY_HAND = "mlflow-by-hand.db"
@@ -69,10 +69,12 @@ def verify(folder: Path, *, echo: Echo = lambda line: None) -> dict[str, Any]:
     return summary(folder, manifest) | {"verified": True, "seconds": round(time.monotonic() - began, 1)}
 
 
-def copy_all(env: Environment, copies: Copies, zone: Path | None, dump: Callable[[str], list[str]]) -> tuple[dict[str, Any], list[str]]:
+def copy_all(
+    env: Environment, copies: Copies, zone: Path | None, dump: Callable[[str], list[str]], *, tables_stay: bool = False
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
     """Copy everything, in the order the module's docstring explains; returns (tables by name, databases).
 
-    ``dump`` takes a copy of a database of that name, where there is one, and returns its name in a list.
+    ``dump`` takes a copy of a database of that name, where there is one, and returns its name in a list. ``tables_stay``: in a store, for both homes.
     """
     databases = dump("airflow")
     for name in _FIRST_OF_HOME:
@@ -80,7 +82,7 @@ def copy_all(env: Environment, copies: Copies, zone: Path | None, dump: Callable
     for name in _BEFORE_TABLES:
         _copy_folder(copies, f"warehouse/{name}", env.warehouse / name)
     tables = {}
-    for root in table_files.roots(env.warehouse):
+    for root in [] if tables_stay else table_store.roots(env):
         if (found := copy_table(copies, root)) is not None:
             tables[root.name] = found
     for name in _AFTER_TABLES:
@@ -200,7 +202,8 @@ def _refuse_place(env: Environment, to: Path) -> None:
 def expected_bytes(env: Environment, zone: Path | None) -> int:
     """What ``copy_all`` copies, about."""
     roots = [env.warehouse, env.artifacts, *([zone] if zone else [])]
-    return _DATABASE_BYTES + sum(_size(file) for root in roots for _, file in regular_files(root, lambda entry: entry.name == "_staging"))
+    in_store = 0 if env.tables is None else sum(file.size for root in table_store.roots(env) for file in table_store.files(root))
+    return _DATABASE_BYTES + in_store + sum(_size(file) for root in roots for _, file in regular_files(root, lambda entry: entry.name == "_staging"))
 
 
 def _size(file: Path) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 from jobs import backup, restore
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, ledger, locks, table_files, unfinished_home
+from jobs.services import backup_folder, filled_store, ledger, locks, table_files, table_store, unfinished_home
 from jobs.services.backup_folder import Copies, Progress, in_words
 from jobs.services.results import write_whole
 from jobs.terminal import printed
@@ -50,6 +50,8 @@ def migrate(source: Environment, target: Environment, *, landing: bool = True, a
             return done  # by another one that had the locks
         _refuse_if_running(source)
         unfinished_home.refuse_if_in_use(places, target.home, "A migration")
+        if not _shares_tables(source, target):
+            filled_store.refuse_if_in_use(target, "A migration")
         for database, url in urls.items():
             _moves().check(_moves().at_url(url, database), target.home)
         unfinished, moves = stack.enter_context(unfinished_home.beside(target, places))
@@ -64,6 +66,7 @@ def migrate(source: Environment, target: Environment, *, landing: bool = True, a
         write_whole(unfinished.home / RECEIPT, json.dumps(receipt, indent=1).encode())
         unfinished_home.finish(moves)
     _release(urls)
+    filled_store.release(target)
     return receipt | {"seconds": round(time.monotonic() - began, 1), "already": False}
 
 
@@ -97,6 +100,7 @@ def _done_before(source: Environment, target: Environment, urls: Mapping[str, st
         return None
     unfinished_home.tidy(backup.places(target).values())
     _release(urls)
+    filled_store.release(target)
     return receipt | {"seconds": 0.0, "already": True}
 
 
@@ -116,6 +120,11 @@ def _refuse(source: Environment, target: Environment) -> None:
                 raise MoelineError(
                     f"The new {name} would be {new}, and {old} belongs to the old home. Name another folder with --home, or in the environment file."
                 )
+    old_tables, new_tables = f"{source.tables}/", f"{target.tables}/"
+    if old_tables != new_tables and (old_tables.startswith(new_tables) or new_tables.startswith(old_tables)):
+        raise MoelineError(
+            f"The new tables would be in {target.tables}, and {source.tables} belongs to the old home. Name another place in the environment file."
+        )
     before, after = (env.services.get("mlflow_uri") for env in (source, target))
     if before != after:
         raise MoelineError(
@@ -173,10 +182,14 @@ def _build(
             copies.take(name)
             return [database]
 
-        backup.copy_all(source, copies, zone, dump)
+        backup.copy_all(source, copies, zone, dump, tables_stay=_shares_tables(source, target))
     echo("  comparing every file and every version of every table")
     _compare_files(copies, echo)
-    tables = _compare_tables(source, unfinished)
+    if _shares_tables(source, target):
+        tables = {root.name: _told(versions) for root in table_store.roots(source) if (versions := table_files.rows_by_version(root))}
+    else:
+        tables = _compare_tables(source, unfinished)
+        filled_store.fill(target, unfinished.warehouse, echo)
     restore.repoint(target, unfinished, str(source.artifacts))
     _put_databases(target, unfinished, copies, urls, held, echo)
     files = {name: file for name, file in copies.files.items() if not name.startswith("databases/")}
@@ -208,18 +221,28 @@ def _compare_files(copies: Copies, echo: Echo) -> None:
 def _compare_tables(source: Environment, unfinished: Environment) -> dict[str, Any]:
     """Rows of every version on both sides; raises MoelineError where they differ."""
     found = {}
-    for root in table_files.roots(source.warehouse):
+    for root in table_store.roots(source):
         before, after = table_files.rows_by_version(root), table_files.rows_by_version(unfinished.warehouse / root.name)
         if before != after:
             wrong = sorted(version for version in before.keys() | after.keys() if before.get(version, -1) != after.get(version, -1))
             raise MoelineError(
                 f"{root.name}@{wrong[0]} had {before.get(wrong[0])} rows and came over with {after.get(wrong[0])}. Nothing was made. Does anybody write to "
-                f"{source.warehouse}?"
+                f"{root.parent}?"
             )
         if before:
-            version, rows = table_files.rows(unfinished.warehouse / root.name)
-            found[root.name] = {"version": version, "rows": rows, "versions": len(before), "removed": sum(count is None for count in before.values())}
+            table_files.rows(unfinished.warehouse / root.name)  # raises for one that is not whole
+            found[root.name] = _told(after)
     return found
+
+
+def _told(by_version: Mapping[int, int | None]) -> dict[str, int]:
+    version = max(by_version)
+    return {"version": version, "rows": by_version[version] or 0, "versions": len(by_version), "removed": sum(count is None for count in by_version.values())}
+
+
+def _shares_tables(source: Environment, target: Environment) -> bool:
+    """Whether both homes name the same store: the tables stay where they are."""
+    return target.tables is not None and source.tables == target.tables
 
 
 def _put_databases(

@@ -21,7 +21,7 @@ from typing import Any
 from jobs.backup import BY_HAND, places, summary
 from jobs.contract import MoelineError
 from jobs.environment import Environment
-from jobs.services import backup_folder, table_files, unfinished_home
+from jobs.services import backup_folder, filled_store, table_files, unfinished_home
 from jobs.services.backup_folder import Manifest, Progress, copied, in_words
 
 FORGOTTEN = (
@@ -55,13 +55,16 @@ def restore(env: Environment, source: Path, *, echo: Echo = lambda line: None) -
             repoint(env, unfinished, artifacts)
         put_back_databases(unfinished, manifest.files, echo)
         _compare_tables(unfinished, manifest)
+        filled_store.fill(env, unfinished.warehouse, echo)
         unfinished_home.finish(moves)
+    filled_store.release(env)
     told = {"home": str(env.home), "seconds": round(time.monotonic() - began, 1), "forgotten_since": FORGOTTEN.format(created_at=manifest.about["created_at"])}
     return summary(source, manifest) | told
 
 
 def _refuse_if_in_use(env: Environment, manifest: Manifest) -> None:
     unfinished_home.refuse_if_in_use(places(env), env.home, "A restore")
+    filled_store.refuse_if_in_use(env, "A restore")
     _believed(manifest)
     held = {name.partition("/")[0] for name in manifest.files}
     if "landing" in held and not isinstance(env.landing, Path):

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from jobs.contract import MoelineError
 
@@ -85,27 +85,37 @@ def in_words(n_bytes: float) -> str:
 
 
 def copied(source: Path, target: Path, seen: Callable[[int], None]) -> File:
-    """Copy a regular file to a new 0600 one; what was read is what was hashed and written. FileNotFoundError: it is gone; MoelineError: it is no file."""
+    """Copy a regular file to a new 0600 one; what was read is what was hashed and written. FileNotFoundError: it is gone; MoelineError: it is no file.
+
+    ``source`` may lie in a store (jobs/services/table_store.py), which knows no links.
+    """
+    if not isinstance(source, Path):
+        with source.open("rb") as reading:
+            return _written(reading, target, seen, int(source.stat().st_mtime * 1e9))
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise MoelineError(f"{str(source)!r} is a link or no file; only files can be copied.") from None
         raise
-    digest, size = hashlib.sha256(), 0
     with os.fdopen(descriptor, "rb") as reading:
         about = os.fstat(reading.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise MoelineError(f"{str(source)!r} is no file; only files can be copied.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writing:
-            while piece := reading.read(_READ_BYTES):
-                digest.update(piece)
-                writing.write(piece)
-                size += len(piece)
-                seen(len(piece))
-    os.utime(target, ns=(about.st_mtime_ns, about.st_mtime_ns))
-    return File(size, digest.hexdigest(), about.st_mtime_ns)
+        return _written(reading, target, seen, about.st_mtime_ns)
+
+
+def _written(reading: BinaryIO, target: Path, seen: Callable[[int], None], mtime_ns: int) -> File:
+    digest, size = hashlib.sha256(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as writing:
+        while piece := reading.read(_READ_BYTES):
+            digest.update(piece)
+            writing.write(piece)
+            size += len(piece)
+            seen(len(piece))
+    os.utime(target, ns=(mtime_ns, mtime_ns))
+    return File(size, digest.hexdigest(), mtime_ns)
 
 
 def regular_files(root: Path, leave_out: Callable[[os.DirEntry[str]], bool] = lambda entry: False) -> Iterator[tuple[str, Path]]:

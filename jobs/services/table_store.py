@@ -36,7 +36,7 @@ class Held:
 
 def root(env: Environment, name: str) -> Path:
     """A table's folder: a Path, or for a store a UPath, which has the same methods but is no file of this machine."""
-    return env.warehouse / name if env.tables is None else _remote(f"{env.tables}/{name}")
+    return env.warehouse / name if env.tables is None else at(f"{env.tables}/{name}")
 
 
 def address(env: Environment, name: str) -> str:
@@ -51,19 +51,22 @@ def spark_address(env: Environment, name: str) -> str:
 
 def path(env: Environment, file: str) -> Path:
     """A file of a table, of its address."""
-    return Path(file) if env.tables is None else _remote(file)
+    return Path(file) if env.tables is None else at(file)
 
 
 def roots(env: Environment) -> list[Path]:
     """Folders of all tables there are, by name."""
     if env.tables is None:
-        found = [place.parent for place in env.warehouse.glob(f"*/{_LOG}")]
-    else:
-        with asking(env.tables):
-            store = _remote(env.tables)
-            names = _names(store.fs, store.path)  # type: ignore[attr-defined]
-            found = [store / name for name in names if (store / name / _LOG).is_dir()]
+        return folders(env.warehouse)
+    with asking(env.tables):
+        store = at(env.tables)
+        found = [store / name for name in _names(store.fs, store.path) if (store / name / _LOG).is_dir()]
     return sorted(place for place in found if not place.name.startswith(("_", ".")))
+
+
+def folders(warehouse: Path) -> list[Path]:
+    """Folders of tables in a folder of this machine, by name."""
+    return sorted(place.parent for place in warehouse.glob(f"*/{_LOG}") if not place.parent.name.startswith(("_", ".")))
 
 
 def files(place: Path) -> list[Held]:
@@ -106,7 +109,7 @@ def for_arrow(env: Environment, found: list[str]) -> tuple[list[str], Any]:
     """(files as Arrow takes them, file system to read them with; None: this machine's)."""
     if env.tables is None:
         return found, None
-    store = _remote(env.tables).fs  # type: ignore[attr-defined]
+    store = at(env.tables).fs  # type: ignore[attr-defined]
     return [file.removeprefix("s3://") for file in found], store
 
 
@@ -156,7 +159,8 @@ def _settings() -> dict[str, str]:
     return {**{key: str(given.get(key) or "") for key in ("key", "secret", "token", "endpoint_url")}, "region": region}
 
 
-def _remote(url: str) -> Any:
+def at(url: str) -> Any:
+    """A place in a store, as a path."""
     try:
         from upath import UPath
 

@@ -60,7 +60,7 @@ def beside(env: Environment, places: Mapping[str, Path]) -> Iterator[tuple[Envir
         for made, place in reversed(moves):  # the home's mark speaks for all, so it goes last
             if _marked_for(place) == str(env.home):
                 _remove_abandoned(place, made)
-        yield replace(env, home=home, **built), moves  # type: ignore[arg-type]
+        yield replace(env, home=home, tables=None, **built), moves  # type: ignore[arg-type]
     finally:
         for (made, _), lock in zip(moves, locks, strict=False):
             shutil.rmtree(made, ignore_errors=True)

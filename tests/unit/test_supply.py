@@ -18,6 +18,7 @@ from infra.supply import locks, policy, sbom
 from infra.supply.licences import NOT_INSTALLED, Installed, Licence, recognised, stated
 from infra.supply.parts import ORACLE_USE, TOOL_USE, Part, all_parts, jars_inside
 from jobs.environment import REPO
+from jobs.services import jars
 
 AT = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
 MIT_TEXT = (
@@ -156,7 +157,7 @@ def test_the_bill_of_materials_is_valid_and_complete(parts):
     bill = json.loads(text)
     components = {component["purl"]: component for component in bill["components"]}
     pinned = [pin for name in locks.LOCKS for pin in locks.read_lock(REPO / name)]
-    assert len(components) == len(bill["components"]) == len(pinned) + 7
+    assert len(components) == len(bill["components"]) == len(pinned) + len(jars.expected())
     for pin in pinned:
         component = components[f"pkg:pypi/{pin.name}@{pin.version.replace('+', '%2B')}"]
         assert {entry["content"] for entry in component["hashes"]} == set(pin.sha256)
