@@ -30,20 +30,8 @@ from jobs.services import delta, landing, results, table_store
 
 pytestmark = pytest.mark.integration
 DAY, RECIPE, AWAY_SECONDS = "2026-01-01", "smoke", 15
-ALONE = {"costs", "checks", "registrations"}  # of one attempt: times, prices, places
-# No two runs share these: moments, seconds, MLflow's ids, and forecasts of time and cost, which come from how fast the machine was.
-VOLATILE = {
-    "landed_at",
-    "registered_at",
-    "mlflow_run_id",
-    "wall_seconds",
-    "cost_usd",
-    "tokens_per_second",
-    "created_at",
-    "forecast_at",
-    "content_hash",
-    "gpu_seconds",
-}
+ALONE = {"costs", "checks", "registrations", "forecasts"}  # of one attempt, or of how fast the machine was: times, prices, places
+VOLATILE = {"landed_at", "mlflow_run_id", "uri", "content_hash"}  # moments, ids of MLflow's, places
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +85,12 @@ def test_a_bucket_gives_the_tables_and_the_model_that_folders_give(places, store
     for name in names:
         assert mine[name] == theirs[name], name
     assert weights(there) == weights(here)
+    assert loss_forecast(there) == loss_forecast(here)
     assert not any((there.warehouse / name).exists() for name in TABLES)
+
+
+def loss_forecast(env: Environment) -> float:
+    return next(row["predicted"] for row in delta.rows(env, "forecasts") if row["metric"] == "loss")
 
 
 def weights(env: Environment) -> str:
