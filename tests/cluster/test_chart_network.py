@@ -92,18 +92,23 @@ def outside(policies, labels, component: str) -> set[tuple[str, int]]:
     return found
 
 
-def test_the_database_kubernetes_and_the_landing_zone_are_reached_by_those_who_need_them(tools, tmp_path, labels):
-    text = chart.CLUSTER_TOML.read_text().replace('landing = "landing"', 'landing = "https://zone.example/landing"')
+@pytest.mark.parametrize(
+    ("old", "new", "more"),
+    [('landing = "landing"', 'landing = "https://zone.example/landing"', ()), ("[paths]", '[paths]\ntables = "s3://bucket/tables"', ("api-server",))],
+)
+def test_the_database_kubernetes_and_a_store_are_reached_by_those_who_need_them(tools, tmp_path, labels, old, new, more):
+    text = chart.CLUSTER_TOML.read_text().replace(old, new)
     sets = ["postgres.cidrs={10.1.0.5/32}", "network.kubernetesApi.cidrs={10.2.0.1/32}", "network.kubernetesApi.ports={443}"]
-    sets.append("landing.egress[0].cidr=203.0.113.0/24,landing.egress[0].port=443")
+    sets.append("store.egress[0].cidr=203.0.113.0/24,store.egress[0].port=443")
     manifests = tools.render(*(part for one in sets for part in ("--set", one)), environment=text, folder=tmp_path)
     policies = [d["spec"] for d in chart.load(manifests) if d["kind"] == "NetworkPolicy"]
     reached = {name: outside(policies, labels, name) for name in labels}
     database, kubernetes, zone = ("10.1.0.5/32", 5432), ("10.2.0.1/32", 443), ("203.0.113.0/24", 443)
-    assert reached == {
+    expected = {
         "api-server": {database, kubernetes}, "scheduler": {database, kubernetes}, "dag-processor": {database}, "triggerer": {database}, "mlflow": {database},
         "stage": {zone}, "spark-connect": {kubernetes, zone}, "spark-executor": {zone}, "ray-head": {kubernetes}, "ray-worker": set(),
     }  # fmt: skip
+    assert reached == {name: found | ({zone} if name in more else set()) for name, found in expected.items()}
 
 
 def test_people_come_in_by_airflow_and_mlflow_only(policies):

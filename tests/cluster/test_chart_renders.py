@@ -11,7 +11,8 @@ OWN = chart.CLUSTER_TOML.read_text()
 NO_GPU = OWN.replace("gpus = 1.0", "gpus = 0.0").replace('instance = "p5en.48xlarge-spot"', "")
 LANDED = OWN.replace('landing = "landing"', 'landing = "s3://bucket/landing"')
 EIGHT = OWN.replace("cores = 22.0\nmemory_gib = 224.0\ngpus = 1.0", "cores = 176.0\nmemory_gib = 1600.0\ngpus = 8.0")
-ZONE = ("--set", "landing.egress[0].cidr=203.0.113.0/24,landing.egress[0].port=443", "--set", "landing.existingSecret=zone")
+STORED = OWN.replace("[paths]", '[paths]\ntables = "s3://bucket/tables"')
+ZONE = ("--set", "store.egress[0].cidr=203.0.113.0/24,store.egress[0].port=443", "--set", "store.existingSecret=zone")
 VALUE_SETS = {
     "default": ((), OWN),
     "GPUs on demand": (("--set", "gpu.spot.enabled=false"), OWN),
@@ -19,6 +20,8 @@ VALUE_SETS = {
     "gang scheduling by volcano": (("--set", "ray.gang.scheduler=volcano,ray.gang.queue=training"), OWN),
     "gang scheduling by kueue": (("--set", "ray.gang.scheduler=kueue,ray.gang.queue=training,autoscaling.enabled=false"), OWN),
     "landing zone behind a URL": (ZONE, LANDED),
+    "tables in a store": ((*ZONE, "--set", "store.endpoint=https://s3.example:9000,store.region=eu-west-1"), STORED),
+    "tables in a store, by the pods' own identity": (ZONE[:2], STORED),
     "no GPU": ((), NO_GPU),
     "a training over several pods": (("--set", "ray.gpu.podsPerTraining=4,quota.gpus=16"), EIGHT),
     "ingress, own volume, own registry": (
@@ -83,6 +86,7 @@ WRONG_VALUES = {
     "ray.gang.scheduler=slurm": "/ray/gang/scheduler",
     "spark.executor.heapGib=16": "leaves Python less than 1",
     "ingress.enabled=true": "ingress.host: the name people open Airflow by",
+    "store.endpoint=s3.example": "/store/endpoint",
     "network.kubernetesApi.cidrs=null": "network",
 }
 
@@ -102,7 +106,8 @@ def test_wrong_values_are_refused_with_what_to_write(tools, value):
         ("[paths\n", "environment is not TOML"),
         ("[paths]\nlanding = 'x'\n", "environment has no table [prices]"),
         (OWN.replace("[resources.default]", "[resources.other]"), "no [resources.default]"),
-        (LANDED, "landing.egress: the landing zone is s3://bucket/landing"),
+        (LANDED, "store.egress: the landing zone is s3://bucket/landing"),
+        (STORED, "store.egress: the tables are in s3://bucket/tables"),
     ],
 )
 def test_a_wrong_environment_file_is_refused(tools, tmp_path, text, said):

@@ -1,9 +1,16 @@
 {{/* Variables, mounts and size of a container of Airflow's servers: (root, server, name, variables) */}}
 {{- define "moeline.airflowContainer" -}}
+{{- $store := dict "root" .root "component" (.name | default "") }}
 envFrom:
   - configMapRef: {name: moeline-airflow}
+  {{- with include "moeline.storeSecret" $store }}
+  {{- . | nindent 2 }}
+  {{- end }}
 env:
   {{- include "moeline.variables" .root | nindent 2 }}
+  {{- with include "moeline.storeVariables" $store }}
+  {{- . | nindent 2 }}
+  {{- end }}
   {{- with .root.Values }}
   {{- include "moeline.secretVariable" (dict "name" "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" "secret" .postgres.existingSecret "key" "airflow-url") | nindent 2 }}
   {{- include "moeline.secretVariable" (dict "name" "AIRFLOW__CORE__FERNET_KEY" "secret" .airflow.existingSecret "key" "fernet-key") | nindent 2 }}

@@ -19,6 +19,40 @@
 {{- merge (deepCopy (get $all .stage | default dict)) $all.default | toJson }}
 {{- end }}
 
+{{/* (root, component): "yes" where it opens what lies in a store: the landing zone, or the tables. Trainings on Ray read files that their stage wrote. */}}
+{{- define "moeline.readsStore" -}}
+{{- $paths := (include "moeline.parsed" .root | fromJson).paths }}
+{{- $readers := list }}
+{{- if or (contains "://" $paths.landing) $paths.tables }}{{ $readers = list "stage" "spark-connect" "spark-executor" }}{{ end }}
+{{- if $paths.tables }}{{ $readers = append $readers "api-server" }}{{ end }}
+{{- if has .component $readers }}yes{{ end }}
+{{- end }}
+
+{{/* (root, component): what tells our code, and the AWS SDK in a JVM, of a store. Keys by secretKeyRef; the rest of the Secret comes by envFrom. */}}
+{{- define "moeline.storeVariables" -}}
+{{- if include "moeline.readsStore" . }}
+{{- with .root.Values.store }}
+- {name: AWS_REGION, value: {{ .region }}}
+{{- if .endpoint }}
+- {name: FSSPEC_S3_ENDPOINT_URL, value: {{ .endpoint | quote }}}
+{{- end }}
+{{- if and .existingSecret (hasPrefix "spark" $.component) }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: FSSPEC_S3_KEY, optional: true}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: FSSPEC_S3_SECRET, optional: true}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* (root, component): the Secret of a store as an entry of envFrom, or nothing */}}
+{{- define "moeline.storeSecret" -}}
+{{- if and (include "moeline.readsStore" .) .root.Values.store.existingSecret -}}
+- secretRef: {name: {{ .root.Values.store.existingSecret }}}
+{{- end }}
+{{- end }}
+
 {{- define "moeline.labels" -}}
 app.kubernetes.io/name: moeline
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -2,7 +2,6 @@
 {{- define "moeline.stagePod" -}}
 {{- $launches := has .stage (list "train" "forecast") }}
 {{- $size := include "moeline.stageResources" (dict "root" .root "stage" ($launches | ternary "default" .stage)) | fromJson }}
-{{- $landing := and (contains "://" (include "moeline.parsed" .root | fromJson).paths.landing) .root.Values.landing.existingSecret }}
 apiVersion: v1
 kind: Pod
 metadata:
@@ -25,11 +24,14 @@ spec:
       imagePullPolicy: {{ .root.Values.images.pullPolicy }}
       envFrom:
         - configMapRef: {name: moeline-airflow}
-        {{- if $landing }}
-        - secretRef: {name: {{ .root.Values.landing.existingSecret }}}
+        {{- with include "moeline.storeSecret" (dict "root" .root "component" "stage") }}
+        {{- . | nindent 8 }}
         {{- end }}
       env:
         {{- include "moeline.variables" .root | nindent 8 }}
+        {{- with include "moeline.storeVariables" (dict "root" .root "component" "stage") }}
+        {{- . | nindent 8 }}
+        {{- end }}
         - {name: AIRFLOW__API__SSL_CA_FILE, value: /etc/moeline/ca/ca.crt}
         {{- include "moeline.secretVariable" (dict "name" "SPARK_CONNECT_AUTHENTICATE_TOKEN" "secret" .root.Values.spark.existingSecret "key" "connect-token") | nindent 8 }}
         {{- if $launches }}
