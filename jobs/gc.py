@@ -150,10 +150,13 @@ def _locks(env: Environment, found: Found) -> None:
 
 
 def _spark_scratch(env: Environment, found: Found) -> None:
-    """Scratch folders of Spark: nobody's once no engine can be running."""
+    """Scratch folders of Spark and its daemons' sockets: nobody's once no engine can be running."""
     from jobs.services import platform
+    from jobs.services.platform import engines, services
 
     folders = sorted((env.home / "spark" / "local").glob("*"))
+    if (env.home / "spark" / "server.properties").is_file():  # a platform ran here: it has a folder for sockets
+        folders += sorted((services.runtime_folder(env.home) / engines.SPARK_SOCKETS).glob(".*.sock"))
     if folders and (platform.status(env)["running"] or any(alive for _, _, alive in ledger.open_attempts(env))):
         found.kept.append("Spark's scratch folders: the platform or a stage runs")
         return

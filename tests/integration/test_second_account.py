@@ -124,12 +124,8 @@ def test_another_user_calls_nothing(platform) -> None:
     silent = {where for where, what in said.items() if what in ("", "ConnectionResetError", "TimeoutError")}
     page = {where for where, what in said.items() if where.startswith("airflow-api-server ") and "<title>Airflow</title>" in what and len(what) < 1000}
     gone = {where for where, what in said.items() if what == "ConnectionRefusedError"}  # Ray ends a worker it does not need
-    # Spark's Python daemons fork for every caller, say the number of the process, and wait for the secret.
-    daemons = [(name, int(port)) for name, port in (where.split() for where, what in said.items() if where.startswith("spark-connect ") and len(what) == 4)]
-    wrong = (struct.pack(">i", 5) + b"wrong").hex()
-    answers = as_nobody(ports=[(name, port, wrong) for name, port in daemons])["tcp"]
-    assert all(what[4:] == "\0\0\0\x03err" or what == "ConnectionRefusedError" for what in answers.values()), answers
-    understood = refused.keys() | grpc.keys() | silent | page | gone | {f"{name} {port}" for name, port in daemons}
+    # Spark's Python daemons have sockets in a folder of our own: on ports they would fork for every caller, and say the number of the process.
+    understood = refused.keys() | grpc.keys() | silent | page | gone
     assert said.keys() == understood, {where: what for where, what in said.items() if where not in understood}
     assert {where.split()[0] for where in refused} == {"mlflow", "ray-head"} and len(page) == 1
     assert {where.split()[0] for where in silent} <= {"spark-connect"}, "Spark's blocks and files: the next test"

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from jobs import gc, gc_command
 from jobs.config import PREPARE_STAGES
 from jobs.environment import REPO, Environment
 from jobs.services import delta, ledger, locks
+from jobs.services.platform import engines, services
 from jobs.tools import StageTools
 
 STRAY = {
@@ -187,3 +189,14 @@ def test_the_command_tells_what_went(home: Environment, capsys: pytest.CaptureFi
         cli.main(["gc", "--help"])
     assert "No published row" in " ".join(capsys.readouterr().out.split())
     assert "Nothing was left" in gc_command.render({"counts": {}, "bytes": 0, "kept": [], "dry_run": False})
+
+
+def test_sockets_of_sparks_daemons_go_when_no_engine_can_be_running(home: Environment) -> None:
+    write(home.home / "spark" / "server.properties", "")
+    runtime = services.runtime_folder(home.home)
+    try:
+        left = write(runtime / engines.SPARK_SOCKETS / ".0123.sock", "")
+        assert gc.collect(home, older_than_seconds=0)["counts"]["Spark's scratch folders"] == 1
+        assert not left.exists()
+    finally:
+        shutil.rmtree(runtime)

@@ -21,6 +21,7 @@ from jobs.services.platform.record import secret, write_private
 from jobs.services.platform.service import Service
 
 _OBJECT_STORE_BYTES = 200_000_000
+SPARK_SOCKETS = "spark"  # folder of the runtime folder: a socket per Python daemon
 _SPARK_SERVER = "org.apache.spark.sql.connect.service.SparkConnectServer"
 
 
@@ -33,14 +34,18 @@ def _spark_token(env: Environment) -> str:
     return secret(env.home / "spark" / "token", lambda: secrets.token_hex(32)).strip()
 
 
-def spark_connect(env: Environment, *, port: int, java: Java, common: dict[str, str]) -> Service:
+def spark_connect(env: Environment, *, port: int, java: Java, runtime_folder: Path, common: dict[str, str]) -> Service:
     """One Spark Connect server with the Delta JARs; its token is in a 0600 properties file, not in the command line."""
     from jobs.services.spark import spark_conf, spark_environment
 
     folder = env.home / "spark"
     (folder / "local").mkdir(parents=True, exist_ok=True)
+    (sockets := runtime_folder / SPARK_SOCKETS).mkdir(mode=0o700, exist_ok=True)
     conf = {
         **spark_conf(env),
+        # On ports, Python's daemons would fork for every caller before they ask for the secret.
+        "spark.python.unix.domain.socket.enabled": "true",
+        "spark.python.unix.domain.socket.dir": str(sockets),
         "spark.connect.grpc.binding.address": LOOPBACK,
         "spark.connect.grpc.binding.port": str(port),
         "spark.connect.authenticate.token": _spark_token(env),

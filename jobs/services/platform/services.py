@@ -66,7 +66,7 @@ def plan(env: Environment) -> dict[str, Any]:
         addresses["mlflow_uri"] = f"http://{LOOPBACK}:{ports['mlflow']}"
         addresses |= {"mlflow_user": USER, "mlflow_password_file": str(engines.mlflow_password_file(env))}
     if "spark_remote" not in external:
-        services.append(engines.spark_connect(env, port=ports["spark"], java=java, common=common))
+        services.append(engines.spark_connect(env, port=ports["spark"], java=java, runtime_folder=runtime, common=common))
         addresses["spark_remote"] = engines.spark_remote(env, ports["spark"])
     services.append(engines.checks(env, runtime_folder=runtime, common=common))
     addresses["check_socket"] = engines.check_socket(runtime)
