@@ -186,10 +186,15 @@ def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.
     return {
         "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
         "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
-        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": asdict(named[0]) if named else None,
+        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": _told(named[0]) if named else None,
         "averaging": _averaging(asked), "gauntlet_averages": {row.category: row.score for row in (*categories, *named)} if asked.gauntlet else {},
-        "averages": [asdict(s) for s in named], "categories": [asdict(s) for s in categories], "scores": [asdict(s) for s in scores],
+        "averages": [_told(s) for s in named], "categories": [_told(s) for s in categories], "scores": [_told(s) for s in scores],
     }  # fmt: skip
+
+
+def _told(score: averages.Score) -> dict[str, Any]:
+    """As scores.json holds it. This command knows no training corpus, so nobody looked for contamination: null, not 0 of them."""
+    return asdict(score) | {"accuracy_clean": None, "n_contaminated": None}
 
 
 _Rows = Sequence[averages.Score]

@@ -186,12 +186,14 @@ def _whole(benchmark: Benchmark, kept: Mapping[str, Sequence[str]]) -> bool:
 def _foundry_means(scores: list[averages.Score], plan: Gauntlet | None, *, partial: bool, sampled: bool) -> tuple[list[averages.Score], list[averages.Score]]:
     """(scores, category means and named averages), weighted as the gauntlet YAML says and named as ``moeline evaluate`` names them.
 
-    Without such a YAML all weigh alike, and the mean is ``average``. A task's category has the name its mean has.
+    Without such a YAML all weigh alike, and the mean is ``average``, or ``partial/average`` where tasks or items are left out. A task's category has the
+    name its mean has.
     """
     if not scores:
         return [], []
     if plan is None:
-        mean = averages.overall(scores, expected=[s.benchmark for s in scores], name=f"{FOUNDRY}average")
+        name = f"{FOUNDRY}{'partial/' if partial or sampled else ''}average"
+        mean = averages.overall(scores, expected=[s.benchmark for s in scores], name=name)
         return scores, [*averages.by_category(scores), replace(mean, benchmark="*")]
     rows = gauntlet_rows(plan, scores, partial=partial, sampled=sampled)
     names = {row.category.removeprefix("partial/"): f"{FOUNDRY}{row.category}" for row in rows}

@@ -71,6 +71,7 @@ def test_our_folder_scores_as_our_scorer_does_and_everything_is_written(own, dat
         assert [s / n for s, n in zip(row["sum_logprobs"], row["n_choice_tokens"], strict=True)] == pytest.approx(row["mean_logprobs"])
     assert json.loads((tmp_path / writing.SCORES).read_text()) == result
     assert result["max_seq_len"] == 256 and result["partial"] == [] and result["average"]["category"] == "default_average"
+    assert {(one["n_contaminated"], one["accuracy_clean"]) for one in (*result["scores"], result["average"])} == {(None, None)}, "nobody looked"
     for one in result["scores"]:
         assert one["accuracy"] == pytest.approx(sum(r["correct"] for r in rows if r["benchmark"] == one["benchmark"]) / one["n"])
     assert not list(tmp_path.glob(".unfinished*"))

@@ -10,6 +10,8 @@
 {{- if not (hasKey $read .) }}{{ fail (printf "environment has no table [%s]. Start from infra/env/cluster.toml: --set-file environment=mine.toml" .) }}{{ end }}
 {{- end }}
 {{- if not (hasKey $read.resources "default") }}{{ fail "environment has no [resources.default]: the size of stages that name none" }}{{ end }}
+{{- $tables := $read.paths.tables | default "" }}
+{{- if and $tables (not (hasPrefix "s3://" $tables)) }}{{ fail (printf "environment: tables = %q is no place for tables in a store. Write \"s3://bucket/tables\", or leave it out" $tables) }}{{ end }}
 {{- $read | toJson }}
 {{- end }}
 
@@ -28,19 +30,23 @@
 {{- if has .component $readers }}yes{{ end }}
 {{- end }}
 
-{{/* (root, component): what tells our code, and the AWS SDK in a JVM, of a store. Keys by secretKeyRef; the rest of the Secret comes by envFrom. */}}
+{{/* (root, component): what tells our code, and the AWS SDK in a JVM, of a store. Keys by secretKeyRef; the rest of the Secret comes by envFrom.
+The region twice: boto, which s3fs asks with, knows the second name only. A JVM reads tables, and no landing zone. */}}
 {{- define "moeline.storeVariables" -}}
 {{- if include "moeline.readsStore" . }}
+{{- $jvm := and (include "moeline.parsed" .root | fromJson).paths.tables (hasPrefix "spark" .component) }}
 {{- with .root.Values.store }}
-- {name: AWS_REGION, value: {{ .region }}}
+- {name: AWS_REGION, value: {{ .region | quote }}}
+- {name: AWS_DEFAULT_REGION, value: {{ .region | quote }}}
 {{- if .endpoint }}
 - {name: FSSPEC_S3_ENDPOINT_URL, value: {{ .endpoint | quote }}}
 {{- end }}
-{{- if and .existingSecret (hasPrefix "spark" $.component) }}
-- name: AWS_ACCESS_KEY_ID
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: FSSPEC_S3_KEY, optional: true}}
-- name: AWS_SECRET_ACCESS_KEY
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: FSSPEC_S3_SECRET, optional: true}}
+{{- if and .existingSecret $jvm }}
+{{- $keys := dict "AWS_ACCESS_KEY_ID" "FSSPEC_S3_KEY" "AWS_SECRET_ACCESS_KEY" "FSSPEC_S3_SECRET" "AWS_SESSION_TOKEN" "FSSPEC_S3_TOKEN" }}
+{{- range $name, $key := $keys }}
+- name: {{ $name }}
+  valueFrom: {secretKeyRef: {name: {{ $.root.Values.store.existingSecret }}, key: {{ $key }}, optional: true}}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
