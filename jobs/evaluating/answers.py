@@ -1,7 +1,8 @@
 """Every answer is kept: in a journal beside the results, so that a killed run goes on, and in a cache, so that nothing is asked twice.
 
-Both hold one JSON object a line, {"key", "response"}. The key of a benchmark says everything its answers depend on: weights, tokenizer,
-task settings, rows, mode, the longest sequence, and the code that asks. A torn last line (a kill while writing) is left out and asked again.
+Both hold one JSON object a line, {"key", "response"}; in the journal a line {"finished"} ends a run. The key of a benchmark says everything
+its answers depend on: weights, tokenizer, task settings, rows, mode, the longest sequence, and the code that asks. A torn last line (a kill
+while writing) is left out and asked again.
 Change here: what an answer's identity is. Not here: what is asked (questions.py).
 """
 
@@ -24,15 +25,17 @@ from models.gauntlet.scoring import Response
 from models.gauntlet.tasks import Benchmark
 
 JOURNAL = "journal.jsonl"
-_MODELS = Path(__file__).resolve().parents[2] / "models"
+_ROOT = Path(__file__).resolve().parents[2]
+_ASKING = ("models", "jobs/evaluating", "jobs/lm_eval_command.py", "jobs/services/endpoint.py", "jobs/services/ray_scoring.py")
 
 
 @cache
-def code_digest() -> str:
-    """sha256 over models/ and the versions of what computes: other code may answer otherwise."""
+def code_digest(root: Path = _ROOT) -> str:
+    """sha256 over models/, what asks under jobs/, and the versions of what computes: other code may answer otherwise."""
     total = hashlib.sha256("".join(f"{name} {metadata.version(name)}\n" for name in ("torch", "transformers", "tokenizers")).encode())
-    for file in sorted(_MODELS.rglob("*.py")):
-        total.update(f"{file.relative_to(_MODELS).as_posix()}\0".encode() + file.read_bytes())
+    for place in (root / name for name in _ASKING):
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            total.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
     return total.hexdigest()
 
 
@@ -98,17 +101,26 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def entries(self) -> dict[str, dict[str, Response]]:
-        """key -> item id -> response of everything answered here before."""
+    def entries(self, *, unfinished_only: bool = False) -> dict[str, dict[str, Response]]:
+        """key -> item id -> response of everything answered here before; ``unfinished_only``: since the last run that came to its end."""
         found: dict[str, dict[str, Response]] = {}
         for line in _lines(self.path):
+            if unfinished_only and line.get("finished"):
+                found = {}
             if (response := _response(line.get("response"))) is not None:
                 found.setdefault(str(line.get("key")), {})[response.item_id] = response
         return found
 
     def append(self, key: str, responses: Iterable[Response]) -> None:
         """Write answers and flush them to disk: after this returns no kill loses them."""
-        self._file.write(b"".join(_line(key, response) for response in responses))
+        self._write(b"".join(_line(key, response) for response in responses))
+
+    def finish(self) -> None:
+        """The run has come to its end: its results are written."""
+        self._write(json.dumps({"finished": True}).encode() + b"\n")
+
+    def _write(self, lines: bytes) -> None:
+        self._file.write(lines)
         self._file.flush()
         os.fsync(self._file.fileno())
 

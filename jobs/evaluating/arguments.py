@@ -37,6 +37,10 @@ def add_to(found: argparse.ArgumentParser) -> None:
     found.add_argument("--lm-eval-include", metavar="DIR", help="more task files for a suite's lm_eval_task entries; Python in them is run")
     found.add_argument("--no-cache", action="store_true", help="neither use nor keep answers in the moeline home (the journal in --out is used)")
     found.add_argument("--served-model", default="", metavar="NAME", help="model name at the URL (default: the first it lists)")
+    found.add_argument(
+        "--reuse-answers", action="store_true", help="take a served model's answers from finished runs in --out as well (default: only a killed run goes on, "
+        "since nobody can see whether the weights at the URL have changed)"
+    )  # fmt: skip
     found.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the URL's key (default: OPENAI_API_KEY)")
 
 
@@ -80,7 +84,7 @@ def _evaluate(arguments: argparse.Namespace, env: Any, model: str, echo: Callabl
         tasks=tuple(t.strip() for t in arguments.tasks.split(",") if t.strip()), max_items=arguments.max_items, mode=arguments.mode,
         batch_tokens=arguments.batch_tokens, workers=arguments.workers, max_seq_len=arguments.max_seq_len,
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
-        served_model=arguments.served_model, key_variable=arguments.key_env,
+        served_model=arguments.served_model, key_variable=arguments.key_env, reuse_answers=arguments.reuse_answers,
         lm_eval_include=Path(arguments.lm_eval_include) if arguments.lm_eval_include else None,
     )  # fmt: skip
     result = command.run(

@@ -29,7 +29,10 @@ _URLS = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line gives. ``served_model`` and ``key_variable`` are for a served model only, ``lm_eval_include`` for tasks of lm_eval."""
+    """What the command line gives. ``lm_eval_include`` is for tasks of lm_eval.
+
+    For a served model only: ``served_model``, ``key_variable``, ``reuse_answers`` (also of runs that came to their end).
+    """
 
     model: str
     suite: str
@@ -45,6 +48,7 @@ class Options:
     served_model: str = ""
     key_variable: str = "OPENAI_API_KEY"
     lm_eval_include: Path | None = None
+    reuse_answers: bool = False
 
 
 @dataclass
@@ -62,7 +66,7 @@ class _Asker:
         if self.evaluated.kind == model.ENDPOINT:
             from jobs.services.endpoint import EndpointScorer
 
-            return EndpointScorer(self.evaluated.name, model=self.options.served_model, key_variable=self.options.key_variable)
+            return EndpointScorer(self.evaluated.name, model=self.evaluated.served_model, key_variable=self.options.key_variable)
         if self.options.workers == 1:
             return self.evaluated.scorer(self.options.batch_tokens)
         from jobs.services.ray_scoring import RayScorer
@@ -125,13 +129,14 @@ def run(
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
         writing.write(options.out, result, asked, responses, outside.items)
+        journal.finish()
     return result
 
 
 def _model(options: Options, asked: questions.Questions, tokenizers: Path | None, home: Path | None) -> model.EvaluatedModel:
     if not options.model.startswith(_URLS):
         return model.find(Path(options.model), tokenizer=options.tokenizer, max_seq_len=options.max_seq_len, known_tokenizers=tokenizers, home=home)
-    from jobs.services.endpoint import CHARACTERS
+    from jobs.services.endpoint import CHARACTERS, EndpointScorer
 
     refused = [b.task.label for b in asked.benchmarks if b.task.kind not in (GENERATION, CODE)] + [entry.label for entry in asked.lm_eval]
     if refused:
@@ -139,8 +144,9 @@ def _model(options: Options, asked: questions.Questions, tokenizers: Path | None
             f"{options.model} is a served model: it gives texts, not log-probabilities of given answers, so {', '.join(refused)} cannot be scored. "
             "Name the generation tasks with --tasks, or evaluate the model's folder."
         )
+    served = options.served_model or EndpointScorer(options.model, key_variable=options.key_variable).model  # the first listed may change from day to day
     return model.EvaluatedModel(
-        name=options.model, kind=model.ENDPOINT, folder=None, tokenizer=None, weights_digest="", tokenizer_digest=options.served_model,
+        name=options.model, kind=model.ENDPOINT, folder=None, tokenizer=None, weights_digest="", tokenizer_digest=served, served_model=served,
         max_seq_len=options.max_seq_len or CHARACTERS, device="served", dtype="",
     )  # fmt: skip
 
@@ -149,7 +155,8 @@ def _all_answers(
     asked: questions.Questions, asker: _Asker, journal: answers.Journal, cache: answers.Cache, progress: writing.Progress
 ) -> dict[str, list[Response]]:
     """Responses by label in file order: from the cache, from the journal, and the rest from the model."""
-    mode, before, found = asker.options.mode, journal.entries(), {}
+    mode, found = asker.options.mode, {}
+    before = journal.entries(unfinished_only=asker.evaluated.kind == model.ENDPOINT and not asker.options.reuse_answers)
     for benchmark in asked.benchmarks:
         label = benchmark.task.label
         key, kept = answers.benchmark_key(benchmark, asker.evaluated.identity(), mode), asked.kept[label]

@@ -7,6 +7,7 @@ Change here: how a folder is recognised. Not here: how weights are read (models/
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import hashlib
 import json
@@ -21,12 +22,16 @@ from models import signature
 
 OWN, CHECKPOINT, OUTSIDE, ENDPOINT = "own", "checkpoint", "outside", "endpoint"
 DEFAULT_MAX_SEQ_LEN = 2048  # what Foundry's published scores were taken with; longer contexts change the few-shot scores
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+_LIKE_A_TOKENIZER = ("*token*", "*vocab*", "*merges*", "*.model")  # one of these is in every folder with a tokenizer
+_NO_TOKENIZER = ("*.safetensors", "pytorch_model*.bin", "*.ckpt", "*.pth", "tf_model*.h5", "*.msgpack", "*.gguf", "*.onnx", signature.FILE)
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """``weights_digest``: sha256 over the safetensors files and config.json ("" for a served model, whose weights nobody can see)."""
+    """``weights_digest``: sha256 over the safetensors files and the config ("" for a served model, whose weights nobody can see).
+
+    ``served_model``: its name at the URL.
+    """
 
     name: str
     kind: str
@@ -37,10 +42,11 @@ class EvaluatedModel:
     max_seq_len: int
     device: str = "cpu"
     dtype: str = "float32"
+    served_model: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share for their answers to be the same answers."""
-        named = {"name": self.name} if self.kind == ENDPOINT else {}
+        named = {"name": self.name, "served_model": self.served_model} if self.kind == ENDPOINT else {}
         return {
             "weights": self.weights_digest, "tokenizer": self.tokenizer_digest, "max_seq_len": self.max_seq_len, "device": self.device.partition(":")[0],
             "dtype": self.dtype, "kind": self.kind, **named,
@@ -139,8 +145,10 @@ def _checkpoint(folder: Path, tokenizer: Path | None, max_seq_len: int | None, k
     checkpoint.verify(folder)
     state = json.loads((folder / "state.json").read_bytes())
     found = tokenizer or _only_tokenizer(folder, known_tokenizers)
+    config = json.dumps(state["model"], sort_keys=True)  # the same weights under another config (experts per token, rope) are another model
+    digest = hashlib.sha256(f"{_digest([folder / 'model.safetensors'])}\0{config}".encode()).hexdigest()
     return EvaluatedModel(
-        name=f"{folder.parent.name}/{folder.name}", kind=CHECKPOINT, folder=folder, tokenizer=found, weights_digest=_digest([folder / "model.safetensors"]),
+        name=f"{folder.parent.name}/{folder.name}", kind=CHECKPOINT, folder=folder, tokenizer=found, weights_digest=digest,
         tokenizer_digest=_digest(_tokenizer_files(found)), max_seq_len=_length(max_seq_len, int(state["model"]["max_seq_len"])), **_place(CHECKPOINT),
     )  # fmt: skip
 
@@ -154,11 +162,12 @@ def _only_tokenizer(folder: Path, known: Path | None) -> Path:
 
 
 def _tokenizer_files(place: Path) -> list[Path]:
+    """Every file of a folder but weights: kinds of tokenizers have files of many names, and tokenizer_config.json may name others."""
     if place.is_file():
         return [place]
-    found = [place / name for name in _TOKENIZER_FILES if (place / name).is_file()]
-    if not found:
-        raise ValueError(f"no tokenizer in {place} (looked for {', '.join(_TOKENIZER_FILES[:2])} ...). Give --tokenizer FOLDER_OR_FILE.")
+    found = [f for f in sorted(place.iterdir()) if f.is_file() and not any(fnmatch.fnmatch(f.name, pattern) for pattern in _NO_TOKENIZER)]
+    if not any(fnmatch.fnmatch(f.name, pattern) for f in found for pattern in _LIKE_A_TOKENIZER):
+        raise ValueError(f"no tokenizer in {place} (looked for tokenizer.json, vocab.txt ...). Give --tokenizer FOLDER_OR_FILE.")
     return found
 
 

@@ -19,7 +19,7 @@ class Server(ThreadingHTTPServer):
     """Answers "<number> indeed" to a prompt "... <number> =", but odd numbers wrongly; fails the first ``failures`` times."""
 
     def __init__(self, failures=0, status=503):
-        self.failures, self.status, self.asked, self.keys = failures, status, [], set()
+        self.failures, self.status, self.asked, self.keys, self.name = failures, status, [], set(), "served"
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self.answer(200, {"data": [{"id": "served"}]})
+        self.answer(200, {"data": [{"id": self.server.name}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -69,7 +69,7 @@ def test_generation_tasks_are_asked_greedily_and_judged(data, tmp_path, monkeypa
     assert all("<script>" in body["prompt"] and body["prompt"].endswith("=") for body in server.asked)
     assert not (tmp_path / "cache").exists()  # nobody can see whether its weights have changed
     assert all("secret" not in file.read_text(errors="ignore") for file in (tmp_path / "out").iterdir())
-    again = command.run(options(server.url, data, tmp_path / "out", tasks=("said",)), cache_folder=None)
+    again = command.run(options(server.url, data, tmp_path / "out", tasks=("said",), reuse_answers=True), cache_folder=None)
     assert again["run"]["from_journal"] == 8 and len(server.asked) == 8
 
 
