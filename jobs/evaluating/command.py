@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.contract import MoelineError
 from jobs.evaluating import answers, lm_eval_tasks, model, questions, writing
-from models.gauntlet import averages, code_evaluation
+from models.gauntlet import averages, code_evaluation, own_rules
 from models.gauntlet.gauntlet import Gauntlet, gauntlet_rows, gauntlet_scored
 from models.gauntlet.scoring import Response, score
 from models.gauntlet.tasks import CODE, EXACT, FIXED, GENERATION, Benchmark, Mode
@@ -111,6 +111,10 @@ def run(
     if not (asked.benchmarks or asked.lm_eval):
         raise MoelineError(f"Suite {options.suite} asks for nothing.")
     evaluated = _model(options, asked, tokenizers, home)
+    try:
+        asked = replace(asked, benchmarks=own_rules.applied(asked.benchmarks, evaluated.own_rules))
+    except ValueError as error:
+        raise MoelineError(f"Model {evaluated.name}, {error}") from error
     # Nobody can see the weights of a served model, so its answers are never taken for those of another day.
     cache = answers.Cache(None if evaluated.kind == model.ENDPOINT else cache_folder)
     progress = writing.Progress(sum(map(len, asked.kept.values())), echo)
@@ -193,7 +197,8 @@ def _result(options: Options, evaluated: model.EvaluatedModel, asked: questions.
     return {
         "model": evaluated.name, "kind": evaluated.kind, "weights_digest": evaluated.weights_digest, "tokenizer_digest": evaluated.tokenizer_digest,
         "max_seq_len": evaluated.max_seq_len, "device": evaluated.device, "dtype": evaluated.dtype, "suite": asked.suite,
-        "questions_digest": questions.digest(asked), "mode": options.mode, "partial": list(asked.partial), "average": _told(named[0]) if named else None,
+        "own_rules": dict(evaluated.own_rules), "questions_digest": questions.digest(asked),
+        "mode": options.mode, "partial": list(asked.partial), "average": _told(named[0]) if named else None,
         "averaging": _averaging(asked), "gauntlet_averages": {row.category: row.score for row in (*categories, *named)} if asked.gauntlet else {},
         "averages": [_told(s) for s in named], "categories": [_told(s) for s in categories], "scores": [_told(s) for s in scores],
     }  # fmt: skip

@@ -11,8 +11,8 @@ import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _NO_TOKENIZER = ("*.safetensors", "pytorch_model*.bin", "*.ckpt", "*.pth", "tf_m
 class EvaluatedModel:
     """``weights_digest``: sha256 over the safetensors files and the config ("" for a served model, whose weights nobody can see).
 
-    ``served_model``: its name at the URL.
+    ``served_model``: its name at the URL. ``own_rules``: what its generation_config.json says of how it writes.
     """
 
     name: str
@@ -43,13 +43,14 @@ class EvaluatedModel:
     device: str = "cpu"
     dtype: str = "float32"
     served_model: str = ""
+    own_rules: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share for their answers to be the same answers."""
         named = {"name": self.name, "served_model": self.served_model} if self.kind == ENDPOINT else {}
         return {
             "weights": self.weights_digest, "tokenizer": self.tokenizer_digest, "max_seq_len": self.max_seq_len, "device": self.device.partition(":")[0],
-            "dtype": self.dtype, "kind": self.kind, **named,
+            "dtype": self.dtype, "kind": self.kind, "own_rules": dict(self.own_rules), **named,
         }  # fmt: skip
 
     def encoder(self) -> Any:
@@ -107,7 +108,7 @@ def find(
     ``known_tokenizers``: where our checkpoints' tokenizers lie (a checkpoint holds none). A folder with a signature must bear it rightly, by a key that
     ``home`` trusts; models from elsewhere have none. Raises MoelineError naming what is wrong.
     """
-    from models.gauntlet import outside_models
+    from models.gauntlet import outside_models, own_rules
 
     try:
         folder = folder.resolve(strict=True)
@@ -120,14 +121,14 @@ def find(
         weights = outside_models.weight_files(folder)
         limit = outside_models.max_seq_len(config) if kind == OUTSIDE else int(config.get("max_seq_len", DEFAULT_MAX_SEQ_LEN))
         files = _tokenizer_files(tokenizer or folder)
-        digest = _digest([*weights, folder / "config.json"])
+        digest, rules = _digest([*weights, folder / "config.json"]), own_rules.of_folder(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise MoelineError(f"Asked to evaluate {folder}: it cannot be read ({error}). Give the folder of a model.") from error
     except ValueError as error:
         raise MoelineError(f"Asked to evaluate {folder}: {error}") from error
     return EvaluatedModel(
         name=folder.name, kind=kind, folder=folder, tokenizer=tokenizer or folder, weights_digest=digest, tokenizer_digest=_digest(files),
-        max_seq_len=_length(max_seq_len, limit), **_place(kind),
+        max_seq_len=_length(max_seq_len, limit), own_rules=rules, **_place(kind),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from models.gauntlet.answers import generation_is_right
 from models.gauntlet.prefix_tree import Edge, Positions, Walk, least_rows, prefix_tree
 from models.gauntlet.prompts import Encoder, Request, assemble
 from models.gauntlet.sampling import Draw, Sampling
-from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark
+from models.gauntlet.tasks import GENERATION, LANGUAGE_MODELING, Benchmark, Task
 
 _LOGITS_AT_ONCE = 1 << 24  # float32 logits held at a time (64 MiB)
 
@@ -231,6 +231,16 @@ def _response(request: Request, sums: tuple[float, ...], means: tuple[float, ...
     )  # fmt: skip
 
 
+def _written(task: Task, requests: Sequence[Request], scorer: Scorer) -> list[str]:
+    """The answers to a generation task."""
+    if not requests:
+        return []
+    longest, stops = requests[0].max_new_tokens, task.early_stopping
+    if task.own_rules is None:
+        return scorer.generate([r.contexts[0] for r in requests], longest, stops)
+    return scorer.sample([(r.contexts[0], r.item_id) for r in requests], longest, stops, task.own_rules)
+
+
 def score(
     benchmark: Benchmark, scorer: Scorer, *, keep: Callable[[str], bool] | None = None, progress: Callable[[int, int], None] | None = None
 ) -> list[Response]:
@@ -241,7 +251,7 @@ def score(
     task = benchmark.task
     requests = list(assemble(benchmark, scorer.encoder, scorer.max_seq_len, keep))
     if task.kind == GENERATION:
-        outputs = scorer.generate([r.contexts[0] for r in requests], requests[0].max_new_tokens, task.early_stopping) if requests else []
+        outputs = _written(task, requests, scorer)
         rights = [generation_is_right(task, output, r.answers) for r, output in zip(requests, outputs, strict=True)]
         return [_response(r, (), (), o, 0 if ok else -1, ok) for r, o, ok in zip(requests, outputs, rights, strict=True)]
     pairs = [pair for r in requests for pair in zip(r.contexts, r.continuations, strict=True)]

@@ -82,7 +82,8 @@ class Task:
     ``random_baseline`` is what the gauntlet subtracts (Mosaic's number, kept beside the measured best constant).
     ``prefix_space`` and ``strip_dataset`` are False for our own tasks, whose continuations carry their own white space.
     ``unconditional_context``, where it is not empty (never in Foundry's tasks): options are compared by how much more likely they are after
-    their context than after this text. ``sampling``: how code is written.
+    their context than after this text. ``sampling``: how code is written. ``own_rules``: how a model that draws its tokens by its own rules answers
+    a generation task (own_rules.py; None: the likeliest tokens).
     """
 
     label: str
@@ -104,6 +105,7 @@ class Task:
     unconditional_context: str = ""
     mode: Mode = EXACT
     sampling: Sampling = AS_COMPOSER
+    own_rules: Sampling | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in (EXACT, FIXED):

@@ -108,6 +108,7 @@ def test_wrong_values_are_refused_with_what_to_write(tools, value):
         (OWN.replace("[resources.default]", "[resources.other]"), "no [resources.default]"),
         (LANDED, "store.egress: the landing zone is s3://bucket/landing"),
         (STORED, "store.egress: the tables are in s3://bucket/tables"),
+        (STORED.replace("s3://bucket/tables", "tables"), 'tables = "tables" is no bucket'),
     ],
 )
 def test_a_wrong_environment_file_is_refused(tools, tmp_path, text, said):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import configparser
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 import chart
-import fsspec
 import pytest
 
 from jobs.environment import Environment
-from jobs.services import jars, spark, table_store
+from jobs.services import jars, spark
 from jobs.services.platform import engines
 from jobs.services.platform.mlflow_server import USER
 
@@ -76,30 +74,6 @@ def test_spark_computes_the_same(properties, tmp_path):
     for name, value in local.items():
         if name not in SPARK_DIFFERS:
             assert properties[name] == value, name
-
-
-def test_a_store_is_told_to_those_who_read_it_and_spark_reads_it_as_here(documents, tools, tmp_path, monkeypatch):
-    text = chart.CLUSTER_TOML.read_text().replace("[paths]", '[paths]\ntables = "s3://bucket/tables"')
-    values = "store.existingSecret=keys,store.endpoint=https://s3.example,store.region=eu-west-1,store.egress[0].cidr=203.0.113.0/24,store.egress[0].port=443"
-    found = chart.load(tools.render("--set", values, environment=text, folder=tmp_path))
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "https://s3.example", "client_kwargs": {"region_name": "eu-west-1"}})
-    server = chart.named(found, "ConfigMap", "moeline-spark")["data"]["server.properties"].splitlines()
-    wanted = table_store.hadoop_settings(replace(Environment.load("local", tmp_path), tables="s3://bucket/tables"))
-    assert sorted(line for line in server if "s3a" in line) == sorted(f"{name} {value}" for name, value in wanted.items())
-    told = {pod.component: told_of_a_store(pod) for pod in chart.pods(found)}
-    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    place = {"AWS_REGION", "FSSPEC_S3_ENDPOINT_URL", "keys"}
-    assert {name: variables for name, variables in told.items() if variables} == {
-        "stage": place, "api-server": place, "spark-connect": place | keys, "spark-executor": place | keys,
-    }  # fmt: skip
-    assert not any(told_of_a_store(pod) for pod in chart.pods(documents)), "nothing of a store where there is none"
-
-
-def told_of_a_store(pod) -> set[str]:
-    """Names of variables of a store, and of Secrets that a pod takes whole."""
-    containers = [c for c in pod.containers if c["name"] != "wait-for-migration"]
-    names = {v["name"] for c in containers for v in c.get("env", ()) if v["name"].startswith(("AWS_", "FSSPEC_"))}
-    return names | {source["secretRef"]["name"] for c in containers for source in c.get("envFrom", ()) if "secretRef" in source}
 
 
 def test_spark_lets_in_only_who_has_the_secret_and_encrypts(properties, documents):

@@ -11,7 +11,9 @@
 {{- end }}
 {{- if not (hasKey $read.resources "default") }}{{ fail "environment has no [resources.default]: the size of stages that name none" }}{{ end }}
 {{- $tables := $read.paths.tables | default "" }}
-{{- if and $tables (not (hasPrefix "s3://" $tables)) }}{{ fail (printf "environment: tables = %q is no place for tables in a store. Write \"s3://bucket/tables\", or leave it out" $tables) }}{{ end }}
+{{- if and $tables (not (hasPrefix "s3://" $tables)) }}
+{{- fail (printf "environment: tables = %q is no bucket. Write tables = \"s3://bucket/tables\", or leave it out" $tables) }}
+{{- end }}
 {{- $read | toJson }}
 {{- end }}
 
