@@ -1,6 +1,6 @@
 """Every answer is kept: in a journal beside the results, so that a killed run goes on, and in a cache, so that nothing is asked twice.
 
-Both hold one JSON object a line, {"key", "response"}; in the journal a line {"finished"} ends a run. The key of a benchmark says everything
+Both hold one JSON object a line, {"key", "response"}; in a served model's journal a line {"finished"} ends a run. The key of a benchmark says everything
 its answers depend on: weights, tokenizer, task settings, rows, mode, the longest sequence, and the code that asks. A torn last line (a kill
 while writing) is left out and asked again.
 Change here: what an answer's identity is. Not here: what is asked (questions.py).

@@ -133,7 +133,8 @@ def run(
             raise MoelineError(f"Evaluation of {evaluated.name} stopped: {error}") from error
         result["run"] = {**asker.counts, "seconds": round(time.monotonic() - started, 2)}
         writing.write(options.out, result, asked, responses, outside.items)
-        journal.finish()
+        if evaluated.kind == model.ENDPOINT:
+            journal.finish()
     return result
 
 

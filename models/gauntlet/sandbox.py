@@ -4,8 +4,10 @@
 
 This file is also the launcher: started as a script (with ``python -I -S``), it shuts itself in and then becomes the program. What it
 relies on is Linux: user, network, process and mount namespaces (unshare), Landlock for files, seccomp against new processes and sockets,
-and resource limits. Where the kernel does not permit one of them, ``run`` refuses; ``allow_weaker`` says which are done without, and then
-the program is kept in by the remaining ones only. It is not a virtual machine: a hole in the kernel is a hole in this.
+and resource limits. Its folder is a file system in memory of a limited size; where such a one cannot be mounted, the folder is measured all
+the time and the program ended when it has become too large (some megabytes late). Where the kernel does not permit one of the others, ``run``
+refuses; ``allow_weaker`` says which are done without, and then the program is kept in by the remaining ones only. It is not a virtual machine:
+a hole in the kernel is a hole in this.
 Change here: what a program may do. Not here: which programs are run (code_evaluation.py).
 """
 
@@ -22,11 +24,16 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_CLONE = {"user": 0x10000000, "net": 0x40000000, "pid": 0x20000000, "ipc": 0x08000000}
+_CLONE = {"user": 0x10000000, "net": 0x40000000, "pid": 0x20000000, "ipc": 0x08000000, "mount": 0x00020000}
+_NOBODY = 65534  # in its own user namespace: not 0, or the program would have the rights of that namespace's root
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
+_MOST_ENTRIES, _DEEPEST, _MEASURED_EVERY = 256, 32, 0.02  # files and folders; levels; seconds
+_SPARE_BYTES = 1 << 16  # what files take more than their bytes
 _REFUSED = 97  # exit status of a launcher that could not shut itself in
 _OUTPUT_BYTES = 1 << 16
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 38, 22
@@ -40,12 +47,13 @@ WALLS = ("namespaces", "files", "processes")
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds of wall clock and of processor, bytes of address space, of the largest file, of output kept; open files."""
+    """Seconds of wall clock and of processor, bytes of address space, of the largest file, of all files together; open files."""
 
     wall_seconds: float = 10.0
     cpu_seconds: int = 8
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 20
+    disk_bytes: int = 8 << 20
     open_files: int = 32
 
 
@@ -80,9 +88,7 @@ def run(program: str, *, stdin: str = "", limits: Limits | None = None, allow_we
                 [sys.executable, "-I", "-S", "-B", __file__, settings], stdin=given, stdout=out, stderr=err, cwd=home, env={}, start_new_session=True
             )
             try:
-                status: int | None = process.wait(limits.wall_seconds)
-            except subprocess.TimeoutExpired:
-                status = None
+                status = _watched(process, home, limits)
             finally:
                 _end(process)
         texts = [file.read_bytes()[:_OUTPUT_BYTES].decode("utf-8", errors="replace") for file in outputs]
@@ -92,6 +98,39 @@ def run(program: str, *, stdin: str = "", limits: Limits | None = None, allow_we
             f"({', '.join(WALLS)}) if the machine is one that may be lost."
         )
     return Outcome(status, *texts)
+
+
+def _watched(process: subprocess.Popen[bytes], home: Path, limits: Limits) -> int | None:
+    """Its status at its end; None when its time is up. A program whose folder has become too large is ended."""
+    until, allowed = time.monotonic() + limits.wall_seconds, limits.disk_bytes + (home / "program.py").stat().st_size + _SPARE_BYTES
+    while (left := until - time.monotonic()) > 0:
+        try:
+            return process.wait(min(left, _MEASURED_EVERY))
+        except subprocess.TimeoutExpired:
+            if not _fits(home, allowed):
+                return -signal.SIGKILL
+    return None
+
+
+def _fits(home: Path, allowed: int) -> bool:
+    """Whether a folder holds no more than is allowed. What cannot be looked into does not fit. A file system mounted inside is empty from here."""
+    waiting, entries, size = [(str(home), 0)], 0, 0
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            with os.scandir(folder) as found:
+                for entry in found:
+                    about, entries = entry.stat(follow_symlinks=False), entries + 1
+                    size += about.st_blocks * 512
+                    if entries > _MOST_ENTRIES or size > allowed or depth > _DEEPEST:
+                        return False
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((entry.path, depth + 1))
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        except OSError:
+            return False
+    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -114,8 +153,22 @@ def _call(libc: ctypes.CDLL, name: str, *arguments: object) -> int:
 
 
 def _namespaces(libc: ctypes.CDLL) -> None:
-    """A user of no rights outside, no network but a dead loopback, and processes of its own: the caller's child is the first."""
+    """A user of no rights outside, no network but a dead loopback, mounts and processes of its own: the caller's child is the first."""
+    user, group = os.getuid(), os.getgid()
     _call(libc, "unshare", sum(_CLONE.values()))
+    with contextlib.suppress(OSError):  # without, it is nobody all the same, and only cannot mount
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{_NOBODY} {user} 1"), ("gid_map", f"{_NOBODY} {group} 1")):
+            Path("/proc/self", name).write_text(text)
+
+
+def _own_disk(libc: ctypes.CDLL, home: str, disk_bytes: int) -> None:
+    """A file system of ``disk_bytes`` in memory at ``home``, with the program in it; it ends with the process namespace."""
+    program = Path(home, "program.py").read_bytes()
+    _call(libc, "mount", b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)  # nothing mounted here is seen outside
+    settings = f"size={disk_bytes + len(program) + _SPARE_BYTES},nr_inodes={_MOST_ENTRIES},mode=0700".encode()
+    _call(libc, "mount", b"tmpfs", os.fsencode(home), b"tmpfs", ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC), settings)
+    Path(home, "program.py").write_bytes(program)
+    os.chdir(home)  # until now the folder below the mount
 
 
 def _files(libc: ctypes.CDLL, home: str) -> None:
@@ -168,16 +221,27 @@ def main(settings: dict[str, object]) -> int:
     weaker = settings["allow_weaker"]
     assert isinstance(weaker, list)  # noqa: S101 - run wrote it
 
-    def wall(name: str, raise_it: object, *arguments: object) -> None:
+    def refuse(name: str, error: Exception) -> None:
+        sys.stderr.write(f"sandbox: {name}: {error}.\n")
+        sys.stderr.flush()
+        os._exit(_REFUSED)
+
+    def wall(name: str, raise_it: object, *arguments: object) -> bool:
         try:
             raise_it(libc, *arguments)  # type: ignore[operator]
         except _CannotError as error:
             if name not in weaker:
-                sys.stderr.write(f"sandbox: {name}: {error}.\n")
-                sys.stderr.flush()
-                os._exit(_REFUSED)
+                refuse(name, error)
+            return False
+        return True
 
-    wall("namespaces", _namespaces)
+    if wall("namespaces", _namespaces):  # else a mount would be everybody's
+        try:
+            _own_disk(libc, str(settings["home"]), int(str(settings["disk_bytes"])))
+        except _CannotError:
+            pass  # some machines let no user mount: there the folder is measured from outside
+        except OSError as error:  # mounted, but the program is not on it
+            refuse("disk", error)
     child = os.fork()
     if child:
         status = os.waitpid(child, 0)[1]

@@ -84,6 +84,10 @@ ESCAPES = {
     "other program": "import subprocess\nprint(subprocess.run(['/bin/sh', '-c', 'echo', 'out'], capture_output=True))",
     "large file": "with open('big', 'wb') as f:\n    f.write(bytes(1 << 20))\n    f.write(b'x')\n    f.flush()",
     "huge file": "with open('big', 'wb') as f:\n    f.truncate(1 << 30)",
+    "disk, file by file": "for i in range(40):\n    with open('f%d' % i, 'wb') as f:\n        f.write(bytes(1 << 20))",
+    "files without end": "for i in range(2000):\n    open('f%d' % i, 'w').close()",
+    "folders in folders": "import os\nfor i in range(2000):\n    os.mkdir('d')\n    os.chdir('d')",
+    "taking its disk away": "import ctypes\nif ctypes.CDLL(None).umount2(b'.', 2): raise OSError('umount2')",
     "many files": "held = [open('f%d' % i, 'w') for i in range(100)]",
     "memory": "held = bytearray(1 << 31)",
     "reading a file": "open(SECRET).read()",
@@ -115,6 +119,36 @@ def test_no_escape_succeeds_and_nothing_is_left(name, tmp_path):
     assert time.monotonic() - started < 6
     assert secret.read_text() == "kept" and list(secret.parent.iterdir()) == [secret]
     assert processes() == set()
+    assert "moeline-code-" not in Path("/proc/self/mountinfo").read_text()
+
+
+LOOPS = {
+    "disk": "with open('f%d' % n, 'wb') as f: f.write(bytes(1 << 16))",
+    "files": "open('f%d' % n, 'w').close()",
+    "folders": "os.mkdir('d'); os.chdir('d')",
+    "a hidden folder": "os.makedirs('d', exist_ok=True); open('d/f%d' % n, 'wb').write(bytes(1 << 16)); os.chmod('d', 0o300)",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("missing", ['_call(libc, "mount", b"none"', '_call(libc, "unshare"'], ids=["no mount", "no namespaces"])
+def test_where_nothing_can_be_mounted_a_folder_that_grows_ends_its_program(loop, missing, monkeypatch, tmp_path):
+    source = Path(sandbox.__file__).read_text()
+    broken = source.replace(missing, f'raise _CannotError("not here")\n    {missing}')
+    assert broken != source
+    (tmp_path / "sandbox.py").write_text(broken)
+    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
+    weaker = ["namespaces"] if "unshare" in missing else []
+    program = f"import os, time\nfor n in range(100_000):\n    {LOOPS[loop]}\n    time.sleep(0.001)\n"
+    outcome = sandbox.run(program, limits=sandbox.Limits(wall_seconds=20.0, cpu_seconds=15), allow_weaker=weaker)
+    assert outcome.status == -9 and not outcome.errors, outcome
+    assert sandbox.run("print(1)", allow_weaker=weaker).output == "1\n"
+    assert "moeline-code-" not in Path("/proc/self/mountinfo").read_text() and processes() == set()
+
+
+def test_a_large_program_has_its_whole_disk():
+    program = f"text = {'x' * (3 << 20)!r}\nfor n in range(8):\n    open('f%d' % n, 'wb').write(bytes((1 << 20) - 4096))\nprint('fits')\n"
+    assert sandbox.run(program).output == "fits\n"
 
 
 def test_the_program_sees_an_empty_folder_and_no_environment(monkeypatch):
