@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -91,6 +92,7 @@ def run(program: str, *, stdin: str = "", limits: Limits | None = None, allow_we
                 status = _watched(process, home, limits)
             finally:
                 _end(process)
+                _emptied(home)
         texts = [file.read_bytes()[:_OUTPUT_BYTES].decode("utf-8", errors="replace") for file in outputs]
     if status == _REFUSED and texts[1].startswith("sandbox: "):
         raise RuntimeError(
@@ -131,6 +133,14 @@ def _fits(home: Path, allowed: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _emptied(home: Path) -> None:
+    """Remove a folder of any depth: Python's own way needs a frame and a descriptor for every level."""
+    try:
+        shutil.rmtree(home)
+    except (OSError, RecursionError):
+        subprocess.run(["rm", "-rf", "--", str(home)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

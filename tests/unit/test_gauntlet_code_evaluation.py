@@ -126,6 +126,7 @@ LOOPS = {
     "disk": "with open('f%d' % n, 'wb') as f: f.write(bytes(1 << 16))",
     "files": "open('f%d' % n, 'w').close()",
     "folders": "os.mkdir('d'); os.chdir('d')",
+    "folders, quickly": "exec('for i in range(3000): os.mkdir(chr(100)); os.chdir(chr(100))')",
     "a hidden folder": "os.makedirs('d', exist_ok=True); open('d/f%d' % n, 'wb').write(bytes(1 << 16)); os.chmod('d', 0o300)",
 }
 
