@@ -13,6 +13,7 @@ import pytest
 from gauntlet_examples import model, tokenizer_json
 from test_endpoint import Server
 
+from jobs import cli
 from jobs.contract import MoelineError
 from jobs.evaluating import answers, command, writing
 from jobs.evaluating import model as folders
@@ -134,3 +135,17 @@ def test_answers_of_a_served_model_serve_a_killed_run_but_no_later_one(tmp_path)
     (tmp_path / "out" / writing.SCORES).unlink()
     run = asked(server, tmp_path)
     assert (run["from_journal"], run["asked"], run["from_cache"]) == (3, 5, 0) and not (tmp_path / "cache").exists()
+
+
+def test_the_command_line_says_and_takes_what_is_done_with_a_served_models_answers(tmp_path, capsys):
+    server, data = Server(), evaluation_suite.write(tmp_path / "data")
+    line = ["evaluate", "--model", server.url, "--suite", "small", "--data", str(data), "--out", str(tmp_path / "out"), "--tasks", "said"]
+    line += ["--home", str(tmp_path / "home"), "--json"]
+    asked = []
+    for more in ([], ["--reuse-answers"], []):
+        assert cli.main([*line, *more]) == 0
+        asked.append(json.loads(capsys.readouterr().out)["run"]["asked"])
+    assert asked == [8, 0, 8]
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    assert "only a killed run goes on" in " ".join(capsys.readouterr().out.split())
