@@ -25,15 +25,8 @@ from jobs.services import jars
 TOOL_USE, ORACLE_USE = "installs the environment", "oracle of tests"
 BESIDE = (TOOL_USE, ORACLE_USE)  # in folders of their own, not in .venv
 # A JAR does not say its licence; the POMs of these groups do, read when the versions in infra/local/jars.xml were chosen.
-_JAR_LICENCES = {
-    **dict.fromkeys(
-        (
-            "io.delta", "io.unitycatalog", "org.apache.hadoop", "software.amazon.awssdk", "software.amazon.eventstream", "software.amazon.s3.analyticsaccelerator",
-        ),
-        Licence("Apache-2.0", "POM"),
-    ),
-    "org.reactivestreams": Licence("MIT-0", "POM"),
-}  # fmt: skip
+_APACHE, _AMAZON = Licence("Apache-2.0", "POM"), ("software.amazon.awssdk", "software.amazon.eventstream", "software.amazon.s3.analyticsaccelerator")
+_JAR_LICENCES = dict.fromkeys(("io.delta", "io.unitycatalog", "org.apache.hadoop", *_AMAZON), _APACHE) | {"org.reactivestreams": Licence("MIT-0", "POM")}
 _MAX_POM = 64 * 1024
 
 
