@@ -93,12 +93,13 @@ def loss_forecast(env: Environment) -> float:
     return next(row["predicted"] for row in delta.rows(env, "forecasts") if row["metric"] == "loss")
 
 
-def weights(env: Environment) -> str:
-    """sha256 of the training's weights, as its row names them; that file is there."""
+def weights(env: Environment) -> tuple[str, list[str]]:
+    """(sha256 that the training's row names, those of the files of weights in its folder)."""
     (row,) = delta.rows(env, "checkpoints")
-    folder = env.artifacts / "checkpoints" / results.newest(env, "train").run_key
-    assert row["sha256"] in {hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("model.safetensors")}
-    return row["sha256"]
+    files = (env.artifacts / "checkpoints" / results.newest(env, "train").run_key).rglob("model.safetensors")
+    found = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    assert found
+    return row["sha256"], found
 
 
 def answers_again(store: Store, process: subprocess.Popen[str]) -> None:
