@@ -29,7 +29,9 @@ def rendered(tools, tmp_path, path: tuple[str, str], *values: str) -> list[dict[
 
 def told(container) -> dict[str, Any]:
     """What a container is told of a store: variables (those from a Secret as its name and key), and the Secret it takes whole."""
-    found: dict[str, Any] = {"whole": source["secretRef"]["name"] for source in container.get("envFrom", ()) if "secretRef" in source}
+    whole = [source["secretRef"]["name"] for source in container.get("envFrom", ()) if "secretRef" in source]
+    assert len(whole) <= 1
+    found: dict[str, Any] = {"whole": whole[0]} if whole else {}
     for variable in container.get("env", ()):
         if variable["name"].startswith(("AWS_", "FSSPEC_")):
             source = variable.get("valueFrom", {}).get("secretKeyRef")
@@ -96,10 +98,10 @@ def test_an_executor_becomes_java_with_the_variables_of_its_pod(monkeypatch):
               "SPARK_EXECUTOR_POD_IP", "SPARK_RESOURCE_PROFILE_ID", "SPARK_EXECUTOR_POD_NAME"]  # fmt: skip
     for name in needed:
         monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
     called: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(spark_executor.os, "execv", lambda program, arguments: called.append((program, arguments)))
     monkeypatch.setattr(spark_executor.sys, "argv", ["spark_executor", "executor"])
     spark_executor.main()
     assert called and "hunter2" not in " ".join(called[0][1])
-    assert spark_executor.os.environ["AWS_SECRET_ACCESS_KEY"] == "hunter2"
+    assert spark_executor.os.environ["AWS_ACCESS_KEY_ID"] == "hunter2"

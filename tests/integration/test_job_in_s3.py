@@ -63,10 +63,11 @@ def job(env: Environment, store: Store) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPO, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.timeout(2400)
 def test_a_bucket_gives_the_tables_and_the_model_that_folders_give(places, store, keys):
     here, there = places
     said = job(here, store)
-    told = said.communicate(timeout=900)[1]
+    told = said.communicate(timeout=1200)[1]
     assert said.returncode == 0, told[-3000:]
     store.process.send_signal(signal.SIGSTOP)
     process = job(there, store)
