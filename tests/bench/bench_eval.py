@@ -124,6 +124,8 @@ def test_token_positions_of_every_item(benchmarks, encoders):
         for label, (foundry, bare, ours) in counted.items():
             print(f"{label:<32}{foundry:16,}{bare:15,}{ours:14,}{foundry / ours:14.1f}{bare / ours:14.2f}")
     write("positions", {"foundry": rows, "fixed shots": fixed})
+    padded, _, ours = rows["all"]
+    assert padded >= 20 * ours, "positions are to be at most a twentieth of Foundry's"
 
 
 def positions(requests: list[Request]) -> tuple[int, int, int]:
