@@ -161,12 +161,11 @@ def _settings() -> dict[str, str]:
 
 def at(url: str) -> Any:
     """A place in a store, as a path."""
-    try:
-        from upath import UPath
+    import fsspec
+    from upath import UPath
 
-        return UPath(url, use_listings_cache=False)  # other processes write there
-    except ImportError as error:
-        raise MoelineError(f"Tables in {url} need the package s3fs: {error}. Install it beside moeline.") from error
+    told = {**(fsspec.config.conf.get("s3", {}).get("client_kwargs") or {}), "region_name": _settings()["region"]}  # s3fs reads no AWS_REGION
+    return UPath(url, client_kwargs=told, use_listings_cache=False)  # other processes write there
 
 
 def _names(store: Any, at: str) -> list[str]:
